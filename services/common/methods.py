@@ -1,0 +1,143 @@
+"""Every public method in one table: which service owns it, which scope it wants, what it costs.
+
+The edge routes and authorises by this table alone, so a method that is missing here does not
+exist outside. A test holds the table and the compiled descriptors together.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Scope(enum.Enum):
+    """What a token may do. OPERATOR is not a scope of account tokens; ANY wants just a valid token."""
+
+    READ = "read"
+    WRITE = "write"
+    SOURCES = "sources"
+    KEYS = "keys"
+    AUDIT = "audit"
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    ANY = "any"
+
+
+ACCOUNT_SCOPES = ("read", "write", "sources", "keys", "audit", "admin")
+
+GATEWAY = "gateway"
+KEYVAULT = "keyvault"
+VECTORSTORE = "vectorstore"
+INGEST = "ingest"
+SERVICES = (GATEWAY, KEYVAULT, VECTORSTORE, INGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicMethod:
+    """One public method.
+
+    `audience` are the services that see its context: the owner and whom the owner calls.
+    `timeout_s` bounds the call at the edge. `cost` is what it takes from the token buckets.
+    """
+
+    path: str
+    owner: str
+    scope: Scope
+    audience: tuple[str, ...]
+    timeout_s: float = 15.0
+    cost: float = 1.0
+
+
+def _methods(
+    service: str, owner: str, audience: tuple[str, ...], methods: dict[str, Scope], timeout_s: float = 15.0
+) -> dict[str, PublicMethod]:
+    paths = {f"/sealcomb.v1.{service}/{name}": scope for name, scope in methods.items()}
+    return {path: PublicMethod(path, owner, scope, audience, timeout_s) for path, scope in paths.items()}
+
+
+_TO_VECTORS = (VECTORSTORE, KEYVAULT)
+_TO_INGEST = (INGEST, VECTORSTORE, KEYVAULT)
+
+PUBLIC_METHODS: dict[str, PublicMethod] = {
+    **_methods(
+        "AccountService",
+        GATEWAY,
+        (GATEWAY,),
+        dict.fromkeys(
+            ("CreateAccount", "GetAccount", "ListAccounts", "UpdateAccount", "DeleteAccount"), Scope.OPERATOR
+        ),
+        30.0,
+    ),
+    **_methods(
+        "TokenService",
+        GATEWAY,
+        (GATEWAY, KEYVAULT),
+        {
+            "CreateToken": Scope.ADMIN,
+            "ListTokens": Scope.ADMIN,
+            "RotateToken": Scope.ADMIN,
+            "RevokeToken": Scope.ADMIN,
+            "WhoAmI": Scope.ANY,
+        },
+    ),
+    **_methods(
+        "KeyService",
+        KEYVAULT,
+        (KEYVAULT,),
+        dict.fromkeys(("GetKey", "RotateKey", "DisableKey", "EnableKey"), Scope.KEYS),
+        30.0,
+    ),
+    **_methods(
+        "AuditService", KEYVAULT, (KEYVAULT,), dict.fromkeys(("ListEvents", "ExportEvents"), Scope.AUDIT), 60.0
+    ),
+    **_methods(
+        "CollectionService",
+        VECTORSTORE,
+        _TO_VECTORS,
+        {
+            "CreateCollection": Scope.WRITE,
+            "GetCollection": Scope.READ,
+            "ListCollections": Scope.READ,
+            "DeleteCollection": Scope.WRITE,
+        },
+    ),
+    **_methods(
+        "VectorService",
+        VECTORSTORE,
+        _TO_VECTORS,
+        {
+            "Upsert": Scope.WRITE,
+            "GetPoints": Scope.READ,
+            "ListPoints": Scope.READ,
+            "DeletePoints": Scope.WRITE,
+            "CountPoints": Scope.READ,
+            "Query": Scope.READ,
+            "QueryBatch": Scope.READ,
+        },
+    ),
+    **_methods(
+        "DocumentService",
+        INGEST,
+        _TO_INGEST,
+        {
+            "UploadDocument": Scope.WRITE,
+            "GetDocument": Scope.READ,
+            "DownloadDocument": Scope.READ,
+            "ListDocuments": Scope.READ,
+            "DeleteDocument": Scope.WRITE,
+        },
+        600.0,
+    ),
+    **_methods("SearchService", INGEST, _TO_INGEST, dict.fromkeys(("Search", "SearchBatch"), Scope.READ)),
+}
+
+REFLECTION_METHODS = {
+    path: PublicMethod(path, GATEWAY, Scope.ANY, (GATEWAY,), 60.0)
+    for path in (
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    )
+}
+# Health alone needs no token; the policy process answers it.
+HEALTH_METHODS = ("/grpc.health.v1.Health/Check",)
+EDGE_METHODS: dict[str, PublicMethod] = {**PUBLIC_METHODS, **REFLECTION_METHODS}

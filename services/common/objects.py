@@ -1,0 +1,142 @@
+"""Sealed objects by key: a folder now, an S3 bucket behind the same Protocol later.
+
+What comes here is sealed already; this module never sees plaintext. A put is whole or absent:
+written beside, synced, renamed, and the folder synced, in this order.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from services.common.errors import NotFound, ResourceExhausted, Unavailable
+
+_KEY = re.compile(r"[0-9a-z][0-9a-z_.-]{0,127}(/[0-9a-z][0-9a-z_.-]{0,127}){0,7}")
+_PART_BYTES = 1024 * 1024
+_TEMP_PREFIX = ".put-"
+
+
+class ObjectStore(Protocol):
+    """Whole objects under keys such as `account/collection/object`. Methods block; call them off the event loop."""
+
+    def put(self, key: str, parts: Iterable[bytes]) -> None:
+        """Stores the parts as one object, durably; replaces an earlier one."""
+
+    def get(self, key: str) -> bytes:
+        """The object. Raises NotFound."""
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object in parts. Raises NotFound at the first."""
+
+    def delete(self, key: str) -> None:
+        """Removes the object; no error if there is none."""
+
+    def list(self, prefix: str) -> list[str]:
+        """The keys below a prefix that ends in a slash, in order; all keys for an empty one."""
+
+
+class FolderStore:
+    """Objects as files below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A crash between write and rename leaves a part that no key names.
+        for stale in folder.rglob(_TEMP_PREFIX + "*"):
+            stale.unlink(missing_ok=True)
+
+    def put(self, key: str, parts: Iterable[bytes]) -> None:
+        """Stores the parts as one object, durably; ResourceExhausted for a full disk."""
+        path = self._path(key)
+        temp = path.parent / (_TEMP_PREFIX + secrets.token_hex(8))
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(temp, "xb", opener=_private) as file:  # noqa: PTH123  (Path.open has no opener)
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            temp.replace(path)
+            _sync_up(path.parent, self._folder)
+        except OSError as error:
+            raise _storage_error(error) from error
+        finally:
+            # Also when the parts themselves fail half way, such as at a cancelled upload.
+            temp.unlink(missing_ok=True)
+
+    def get(self, key: str) -> bytes:
+        """The object. Raises NotFound."""
+        return b"".join(self.stream(key))
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object in parts of 1 MiB. Raises NotFound."""
+        try:
+            with self._path(key).open("rb") as file:
+                while part := file.read(_PART_BYTES):
+                    yield part
+        except FileNotFoundError:
+            raise NotFound("there is no such object", reason="OBJECT_NOT_FOUND") from None
+        except OSError as error:
+            raise _storage_error(error) from error
+
+    def delete(self, key: str) -> None:
+        """Removes the object; no error if there is none."""
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.exists():
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise _storage_error(error) from error
+
+    def list(self, prefix: str) -> list[str]:
+        """The keys below a prefix, in order."""
+        if prefix and not prefix.endswith("/"):
+            raise ValueError("a prefix ends in a slash")
+        top = self._path(prefix[:-1]) if prefix else self._folder
+        found = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith(_TEMP_PREFIX))
+        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+
+    def _path(self, key: str) -> Path:
+        if _KEY.fullmatch(key) is None:
+            raise ValueError("not an object key")
+        return self._folder / key
+
+
+def open_store(url: str) -> ObjectStore:
+    """The store that a URL names: `file:<folder>`."""
+    scheme, _, rest = url.partition(":")
+    if scheme != "file" or not rest:
+        raise ValueError("the object store must be file:<folder>")
+    return FolderStore(Path(rest.removeprefix("//")))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_up(folder: Path, top: Path) -> None:
+    while True:
+        _sync_folder(folder)
+        if folder == top:
+            return
+        folder = folder.parent
+
+
+def _storage_error(error: OSError) -> ResourceExhausted | Unavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
+    return Unavailable("the storage failed; try again", reason="STORAGE_FAILED")

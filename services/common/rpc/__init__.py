@@ -1,0 +1,1 @@
+"""gRPC between the services: servers, channels, who may call what, and errors as statuses."""

@@ -1,0 +1,55 @@
+"""Channels to other services: mutual TLS, the current call's context passed on, a deadline always."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from services.common.context import HEADER, ContextRefused, current_caller
+from services.common.rpc.server import MESSAGE_BYTES_MAX
+from services.common.rpc.status import error_from_call
+from services.common.tls import TlsFiles, channel_credentials, host_of
+
+_DEADLINE_S = 15.0
+_Response = TypeVar("_Response")
+
+
+def open_channel(address: str, service: str, tls: TlsFiles) -> grpc.aio.Channel:
+    """A channel to a service, whose certificate must name it."""
+    return grpc.aio.secure_channel(
+        address,
+        channel_credentials(tls),
+        options=(
+            # The certificate names the service, not the address that finds it.
+            ("grpc.ssl_target_name_override", host_of(service)),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.enable_retries", 0),
+        ),
+    )
+
+
+async def call(
+    method: Callable[..., Awaitable[_Response]], request: Any, *, timeout_s: float = _DEADLINE_S
+) -> _Response:
+    """Calls a unary stub method under the current caller's context; raises SealcombError for any failure."""
+    try:
+        return await method(request, timeout=timeout_s, metadata=context_metadata())
+    except grpc.RpcError as error:
+        raise error_from_call(error) from None
+
+
+def context_metadata() -> tuple[tuple[str, str], ...]:
+    """The metadata that passes the current caller on; empty outside a call."""
+    try:
+        caller = current_caller()
+    except ContextRefused:
+        return ()
+    return ((HEADER, caller.text), ("x-request-id", caller.context.request_id))

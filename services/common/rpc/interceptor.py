@@ -1,0 +1,190 @@
+"""The one server interceptor: peer, context, errors, log line and metrics of every inner call.
+
+Order: the method's rule (none: refused), the peer's SPIFFE id (not named: refused), the call
+context (missing, forged, for another audience or method: refused), then the handler. What a
+refusal was for is logged; the caller learns only that it was refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+
+from services.common import telemetry
+from services.common.context import HEADER, Caller, ContextRefused, ContextVerifier, acting_as
+from services.common.errors import PermissionDenied, SealcombError, Unimplemented
+from services.common.rpc.authorization import Rule, check_context
+from services.common.rpc.status import DETAILS_KEY, grpc_code, internal_error, status_proto
+from services.common.tls import SPIFFE_PREFIX
+
+_log = structlog.get_logger("rpc")
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class PeerRefused(PermissionDenied):
+    """The peer's certificate names nobody who may call this method."""
+
+    reason = "PEER_REFUSED"
+
+    def __init__(self, why: str) -> None:
+        super().__init__("this peer may not call this method")
+        self.why = why
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):
+    """Checks every call of one server against its rules."""
+
+    def __init__(self, service: str, rules: Mapping[str, Rule], verifier: ContextVerifier) -> None:
+        self._service = service
+        self._rules = rules
+        self._verifier = verifier
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Wraps the method's handler; an unknown method is refused like an unlisted one."""
+        path = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            _log.warning("unknown method refused", service=self._service)
+            return grpc.unary_unary_rpc_method_handler(self._unknown)
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(path, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(path, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(path, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(path, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _unary(self, path: str, behaviour: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            started = time.perf_counter()
+            request_id = _request_id(context)
+            try:
+                caller = self._admit(path, context)
+                if caller is None:
+                    response = await behaviour(request, context)
+                else:
+                    with acting_as(caller):
+                        response = await behaviour(request, context)
+            except SealcombError as error:
+                await self._refuse(path, context, error, request_id, started)
+            except NotImplementedError:
+                # What the generated servicers raise for a method that nobody overrode.
+                await self._refuse(path, context, Unimplemented("no such method"), request_id, started)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                _log.exception("call failed", service=self._service, method=path, request_id=request_id)
+                await self._refuse(path, context, internal_error(), request_id, started)
+            else:
+                telemetry.observe_call(self._service, path, "OK", time.perf_counter() - started)
+                return response
+
+        return call
+
+    def _stream(self, path: str, behaviour: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            started = time.perf_counter()
+            request_id = _request_id(context)
+            try:
+                caller = self._admit(path, context)
+                responses = behaviour(request, context)
+                while True:
+                    # The caller is current only while the handler runs: a generator's own frames
+                    # would otherwise leave it set in whatever context resumes them.
+                    try:
+                        if caller is None:
+                            response = await anext(responses)
+                        else:
+                            with acting_as(caller):
+                                response = await anext(responses)
+                    except StopAsyncIteration:
+                        break
+                    yield response
+            except SealcombError as error:
+                await self._refuse(path, context, error, request_id, started)
+            except NotImplementedError:
+                # What the generated servicers raise for a method that nobody overrode.
+                await self._refuse(path, context, Unimplemented("no such method"), request_id, started)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                _log.exception("call failed", service=self._service, method=path, request_id=request_id)
+                await self._refuse(path, context, internal_error(), request_id, started)
+            else:
+                telemetry.observe_call(self._service, path, "OK", time.perf_counter() - started)
+
+        return call
+
+    def _admit(self, path: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller | None:
+        """The verified caller, None where the rule wants no context; raises for a refusal."""
+        rule = self._rules.get(path)
+        if rule is None:
+            raise PeerRefused("unlisted method")
+        peer = peer_service(context)
+        if peer not in rule.peers:
+            raise PeerRefused(f"peer {peer or 'unknown'}")
+        if not rule.needs_context:
+            return None
+        values = [value for key, value in context.invocation_metadata() or () if key == HEADER]
+        if len(values) != 1 or not isinstance(values[0], str):
+            raise ContextRefused("missing or repeated")
+        verified = self._verifier.verify(values[0])
+        check_context(rule, path, peer, verified)
+        return Caller(verified, values[0])
+
+    async def _refuse(
+        self,
+        path: str,
+        context: grpc.aio.ServicerContext[Any, Any],
+        error: SealcombError,
+        request_id: str,
+        started: float,
+    ) -> None:
+        telemetry.observe_call(self._service, path, error.kind.name, time.perf_counter() - started)
+        if isinstance(error, PeerRefused | ContextRefused):
+            _log.warning(
+                "call refused",
+                service=self._service,
+                method=path,
+                reason=error.reason,
+                why=error.why,
+                request_id=request_id,
+            )
+        details = status_proto(error, request_id).SerializeToString()
+        await context.abort(grpc_code(error.kind), error.message, ((DETAILS_KEY, details),))
+
+    async def _unknown(self, _request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+
+
+def peer_service(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """The service that the peer's certificate names, by exactly one SPIFFE id of ours; else empty."""
+    ids = list(context.auth_context().get("peer_spiffe_id", ()))
+    if len(ids) != 1:
+        return ""
+    text = ids[0].decode("ascii", "replace")
+    return text.removeprefix(SPIFFE_PREFIX) if text.startswith(SPIFFE_PREFIX) else ""
+
+
+def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-request-id" and isinstance(value, str):
+            return value[:64]
+    return ""

@@ -1,0 +1,39 @@
+"""What the settings of every service have in common.
+
+Each service has one frozen settings class that derives from these; it is read from the
+environment (prefix SEALCOMB_) and validated before anything listens. Nothing else reads the
+environment. Secrets come as paths of files, never as values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.tls import TlsFiles
+
+
+class ServiceSettings(BaseSettings):
+    """Settings of any service behind the edge."""
+
+    model_config = SettingsConfigDict(env_prefix="SEALCOMB_", frozen=True, extra="ignore")
+
+    # host:port of the service's own mutual TLS listener; port 0 takes a free one.
+    listen: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
+    # Folder with ca.pem, cert.pem, key.pem of this service.
+    tls_dir: Path
+    # Folder with gateway.pub.pem and keyvault.pub.pem.
+    context_trust_dir: Path
+    # SQLAlchemy URL of the service's own database.
+    database_url: str
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # Port of the Prometheus endpoint on loopback; 0: none.
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The service's TLS files."""
+        return TlsFiles(self.tls_dir)

@@ -1,0 +1,83 @@
+"""Logs and metrics. A log line is JSON with allow-listed fields only, so that no plaintext, name,
+token or key can reach a log by way of a forgotten field; metrics have labels from fixed sets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+LOG_FIELDS = frozenset(
+    {
+        "event", "level", "timestamp", "logger", "service", "method", "reason", "why", "code", "peer", "account",
+        "token_id", "resource", "key_id", "request_id", "job_id", "duration_ms", "count", "size_bytes", "version",
+        "port", "pid", "exit_code", "attempt", "state", "exception_type", "exception_at", "provider", "points", "sequence",
+    }
+)  # fmt: skip
+_VALUE_CHARS_MAX = 256
+
+_calls = Counter("sealcomb_calls_total", "Inner calls by outcome", ["service", "method", "code"])
+_seconds = Histogram(
+    "sealcomb_call_seconds",
+    "Duration of inner calls",
+    ["service", "method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+
+
+def observe_call(service: str, method: str, code: str, seconds: float) -> None:
+    """Counts one finished call. `method` must be a listed path, never what a peer sent."""
+    _calls.labels(service, method, code).inc()
+    _seconds.labels(service, method).observe(seconds)
+
+
+def configure_logging(service: str, level: str = "info") -> None:
+    """Sends JSON log lines of this process to standard error."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+
+    def add_service(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("service", service)
+        return event
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            add_service,
+            exception_place,
+            keep_listed_fields,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def exception_place(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replaces an exception by its type and where it was raised: its text and values may be anybody's data."""
+    info = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if info is True else info
+    if isinstance(error, BaseException):
+        event["exception_type"] = type(error).__name__
+        places = []
+        trace = error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
+            trace = trace.tb_next
+        event["exception_at"] = " ".join(places[-8:])
+    return event
+
+
+def keep_listed_fields(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drops every field that is not listed and cuts long values."""
+    kept: dict[str, Any] = {}
+    for name, value in event.items():
+        if name in LOG_FIELDS:
+            kept[name] = value if isinstance(value, int | float | bool) else str(value)[:_VALUE_CHARS_MAX]
+    return kept
