@@ -42,7 +42,7 @@ async def call(
     """Calls a unary stub method under the current caller's context; raises SealcombError for any failure."""
     try:
         return await method(request, timeout=timeout_s, metadata=context_metadata())
-    except grpc.RpcError as error:
+    except grpc.aio.AioRpcError as error:
         raise error_from_call(error) from None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import cast
 
 import grpc
+import grpc.aio
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -56,9 +57,9 @@ def grpc_code(kind: Kind) -> grpc.StatusCode:
     return grpc.StatusCode[kind.name]
 
 
-def error_from_call(error: grpc.RpcError) -> SealcombError:
+def error_from_call(error: grpc.aio.AioRpcError) -> SealcombError:
     """The error that a peer's status stands for, so that it passes through with its reason and fields."""
-    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNAVAILABLE
+    code = error.code()
     if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
         return internal_error()
     status = _details_of(error)
@@ -100,9 +101,8 @@ def _from_status(status: status_pb2.Status) -> SealcombError:
     return made
 
 
-def _details_of(error: grpc.RpcError) -> status_pb2.Status | None:
-    trailers = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
-    for key, value in cast("Iterable[tuple[str, str | bytes]]", trailers or ()):
+def _details_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()):
         if key == DETAILS_KEY and isinstance(value, bytes):
             return status_pb2.Status.FromString(value)
     return None
