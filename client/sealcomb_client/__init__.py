@@ -1,0 +1,1 @@
+"""The Python SDK of Sealcomb and, in `cli`, its command line."""
