@@ -7,6 +7,7 @@ certificates and the services allow only an RSA suite below 1.3, so nothing but 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import grpc
 
 TRUST_DOMAIN = "sealcomb.internal"
 SPIFFE_PREFIX = f"spiffe://{TRUST_DOMAIN}/"
-TLS13_ONLY_SUITES = "ECDHE-RSA-AES256-GCM-SHA384"
+# grpc reads this once, before the first handshake of the process, and has no other way to say it.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 
 
 @dataclass(frozen=True, slots=True)
