@@ -1,13 +1,11 @@
 """Mutual TLS between the services: credentials from files, and the names in certificates.
 
 A service is `spiffe://sealcomb.internal/<service>` and `<service>.sealcomb.internal`. Only the
-installation's own CA is trusted. grpcio sets no minimum TLS version; the CA issues ECDSA
-certificates and the services allow only an RSA suite below 1.3, so nothing but 1.3 can succeed.
+installation's own CA is trusted, and nothing below TLS 1.3 succeeds (see services/__init__.py).
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +13,6 @@ import grpc
 
 TRUST_DOMAIN = "sealcomb.internal"
 SPIFFE_PREFIX = f"spiffe://{TRUST_DOMAIN}/"
-# grpc reads this once, before the first handshake of the process, and has no other way to say it.
-os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 
 
 @dataclass(frozen=True, slots=True)
