@@ -1,0 +1,200 @@
+"""Tokens, keys, the audit log, and (with an operator token) accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sealcomb.v1 import (
+    account_service_pb2 as accounts_pb,
+)
+from sealcomb.v1 import (
+    account_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    key_service_pb2_grpc,
+    token_service_pb2_grpc,
+)
+from sealcomb.v1 import (
+    audit_service_pb2 as audit_pb,
+)
+from sealcomb.v1 import (
+    key_service_pb2 as keys_pb,
+)
+from sealcomb.v1 import (
+    token_service_pb2 as tokens_pb,
+)
+from sealcomb_client.transport import Transport
+from sealcomb_client.values import duration_of
+
+_TIMEOUT_S = 30.0
+
+
+class Tokens:
+    """TokenService."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = token_service_pb2_grpc.TokenServiceStub(transport.channel)
+
+    def create(
+        self,
+        label: str,
+        scopes: Iterable[str],
+        *,
+        collections: Iterable[str] = (),
+        ttl_s: float | None = None,
+        idempotency_key: str = "",
+        timeout_s: float = _TIMEOUT_S,
+    ) -> tokens_pb.CreateTokenResponse:
+        """A new token; its text is in the response and nowhere else."""
+        request = tokens_pb.CreateTokenRequest(
+            label=label,
+            scopes=scopes,
+            collections=collections,
+            ttl=duration_of(ttl_s),
+            idempotency_key=idempotency_key,
+        )
+        return self._transport.unary(self._stub.CreateToken, request, timeout_s=timeout_s, safe=False)
+
+    def list(self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S) -> Iterator[tokens_pb.TokenInfo]:
+        """All tokens, ended ones included, page by page."""
+        request = tokens_pb.ListTokensRequest(page_size=page_size)
+        while True:
+            response = self._transport.unary(self._stub.ListTokens, request, timeout_s=timeout_s)
+            yield from response.tokens
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def rotate(
+        self,
+        id: str,  # noqa: A002  (the API's own word)
+        *,
+        overlap_s: float | None = None,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> tokens_pb.RotateTokenResponse:
+        """A successor; the old token works for `overlap_s` longer."""
+        request = tokens_pb.RotateTokenRequest(id=id, overlap=duration_of(overlap_s))
+        return self._transport.unary(self._stub.RotateToken, request, timeout_s=timeout_s, safe=False)
+
+    def revoke(self, id: str, *, timeout_s: float = _TIMEOUT_S) -> None:  # noqa: A002
+        """Ends a token at once."""
+        self._transport.unary(self._stub.RevokeToken, tokens_pb.RevokeTokenRequest(id=id), timeout_s=timeout_s)
+
+    def whoami(self, *, operator: bool = False, timeout_s: float = _TIMEOUT_S) -> tokens_pb.WhoAmIResponse:
+        """Whose token this is."""
+        return self._transport.unary(
+            self._stub.WhoAmI, tokens_pb.WhoAmIRequest(), timeout_s=timeout_s, operator=operator
+        )
+
+
+class Keys:
+    """KeyService: the account's own KMS key."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = key_service_pb2_grpc.KeyServiceStub(transport.channel)
+
+    def get(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Describes the key."""
+        return self._transport.unary(self._stub.GetKey, keys_pb.GetKeyRequest(), timeout_s=timeout_s).key
+
+    def rotate(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Makes a new version and re-wraps every data key."""
+        request = keys_pb.RotateKeyRequest()
+        return self._transport.unary(self._stub.RotateKey, request, timeout_s=timeout_s, safe=False).key
+
+    def disable(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Turns the account's data off."""
+        return self._transport.unary(self._stub.DisableKey, keys_pb.DisableKeyRequest(), timeout_s=timeout_s).key
+
+    def enable(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Turns the account's data on again."""
+        return self._transport.unary(self._stub.EnableKey, keys_pb.EnableKeyRequest(), timeout_s=timeout_s).key
+
+
+class AuditLog:
+    """AuditService: the account's own chain of events."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = audit_service_pb2_grpc.AuditServiceStub(transport.channel)
+
+    def list(self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S) -> Iterator[audit_pb.AuditEvent]:
+        """All events, oldest first, page by page."""
+        request = audit_pb.ListEventsRequest(page_size=page_size)
+        while True:
+            response = self._transport.unary(self._stub.ListEvents, request, timeout_s=timeout_s)
+            yield from response.events
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def export(self, *, timeout_s: float = 60.0) -> Iterator[str]:
+        """The chain as JSON lines, which `sealcomb_client.audit` verifies offline."""
+        request = audit_pb.ExportEventsRequest()
+        for part in self._transport.download(self._stub.ExportEvents, request, timeout_s=timeout_s):
+            yield part.line
+
+
+class Accounts:
+    """AccountService; needs an operator token."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = account_service_pb2_grpc.AccountServiceStub(transport.channel)
+
+    def create(
+        self,
+        name: str,
+        *,
+        calls_per_second: float | None = None,
+        burst: int | None = None,
+        idempotency_key: str = "",
+        timeout_s: float = _TIMEOUT_S,
+    ) -> accounts_pb.CreateAccountResponse:
+        """A new account and its first admin token, which is shown only here."""
+        request = accounts_pb.CreateAccountRequest(
+            name=name, limits=_limits(calls_per_second, burst), idempotency_key=idempotency_key
+        )
+        return self._transport.unary(
+            self._stub.CreateAccount, request, timeout_s=timeout_s, safe=False, operator=True
+        )
+
+    def get(self, id: str, *, timeout_s: float = _TIMEOUT_S) -> accounts_pb.Account:  # noqa: A002
+        """One account."""
+        request = accounts_pb.GetAccountRequest(id=id)
+        return self._transport.unary(self._stub.GetAccount, request, timeout_s=timeout_s, operator=True).account
+
+    def list(self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S) -> Iterator[accounts_pb.Account]:
+        """All accounts in order of creation, page by page."""
+        request = accounts_pb.ListAccountsRequest(page_size=page_size)
+        while True:
+            response = self._transport.unary(self._stub.ListAccounts, request, timeout_s=timeout_s, operator=True)
+            yield from response.accounts
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def update(
+        self,
+        id: str,  # noqa: A002
+        *,
+        calls_per_second: float | None = None,
+        burst: int | None = None,
+        suspended: bool | None = None,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> accounts_pb.Account:
+        """Changes limits, or suspends and resumes; what is None stays."""
+        request = accounts_pb.UpdateAccountRequest(id=id, limits=_limits(calls_per_second, burst), suspended=suspended)
+        return self._transport.unary(self._stub.UpdateAccount, request, timeout_s=timeout_s, operator=True).account
+
+    def delete(self, id: str, *, confirm: str, timeout_s: float = _TIMEOUT_S) -> None:  # noqa: A002
+        """Destroys an account's keys and data, for good; `confirm` repeats the id."""
+        request = accounts_pb.DeleteAccountRequest(id=id, confirm=confirm)
+        self._transport.unary(self._stub.DeleteAccount, request, timeout_s=timeout_s, safe=False, operator=True)
+
+
+def _limits(calls_per_second: float | None, burst: int | None) -> accounts_pb.Limits | None:
+    if calls_per_second is None and burst is None:
+        return None
+    return accounts_pb.Limits(calls_per_second=calls_per_second, burst=burst)
