@@ -1,0 +1,1 @@
+"""What turns text into vectors: models in process, an endpoint, and the threads that run them."""
