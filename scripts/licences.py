@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ALLOWED = frozenset(
-    [
+    {
         "0BSD",
         "Apache-2.0",
         "Apache License 2.0",
@@ -34,7 +34,7 @@ ALLOWED = frozenset(
         "PSF-2.0",
         "Python Software Foundation License",
         "Zlib",
-    ]
+    }
 )
 
 # Packages whose metadata names no licence, and where it was read instead.
