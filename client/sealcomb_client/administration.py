@@ -22,6 +22,7 @@ from sealcomb.v1 import (
 from sealcomb.v1 import (
     token_service_pb2 as tokens_pb,
 )
+
 from sealcomb_client.transport import Transport
 from sealcomb_client.values import duration_of
 
@@ -78,7 +79,9 @@ class Tokens:
 
     def revoke(self, id: str, *, timeout_s: float = _TIMEOUT_S) -> None:  # noqa: A002
         """Ends a token at once."""
-        self._transport.unary(self._stub.RevokeToken, tokens_pb.RevokeTokenRequest(id=id), timeout_s=timeout_s)
+        self._transport.unary(
+            self._stub.RevokeToken, tokens_pb.RevokeTokenRequest(id=id), timeout_s=timeout_s
+        )
 
     def whoami(self, *, operator: bool = False, timeout_s: float = _TIMEOUT_S) -> tokens_pb.WhoAmIResponse:
         """Whose token this is."""
@@ -105,11 +108,15 @@ class Keys:
 
     def disable(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
         """Turns the account's data off."""
-        return self._transport.unary(self._stub.DisableKey, keys_pb.DisableKeyRequest(), timeout_s=timeout_s).key
+        return self._transport.unary(
+            self._stub.DisableKey, keys_pb.DisableKeyRequest(), timeout_s=timeout_s
+        ).key
 
     def enable(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
         """Turns the account's data on again."""
-        return self._transport.unary(self._stub.EnableKey, keys_pb.EnableKeyRequest(), timeout_s=timeout_s).key
+        return self._transport.unary(
+            self._stub.EnableKey, keys_pb.EnableKeyRequest(), timeout_s=timeout_s
+        ).key
 
 
 class AuditLog:
@@ -163,13 +170,17 @@ class Accounts:
     def get(self, id: str, *, timeout_s: float = _TIMEOUT_S) -> accounts_pb.Account:  # noqa: A002
         """One account."""
         request = accounts_pb.GetAccountRequest(id=id)
-        return self._transport.unary(self._stub.GetAccount, request, timeout_s=timeout_s, operator=True).account
+        return self._transport.unary(
+            self._stub.GetAccount, request, timeout_s=timeout_s, operator=True
+        ).account
 
     def list(self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S) -> Iterator[accounts_pb.Account]:
         """All accounts in order of creation, page by page."""
         request = accounts_pb.ListAccountsRequest(page_size=page_size)
         while True:
-            response = self._transport.unary(self._stub.ListAccounts, request, timeout_s=timeout_s, operator=True)
+            response = self._transport.unary(
+                self._stub.ListAccounts, request, timeout_s=timeout_s, operator=True
+            )
             yield from response.accounts
             if not response.next_page_token:
                 return
@@ -185,13 +196,19 @@ class Accounts:
         timeout_s: float = _TIMEOUT_S,
     ) -> accounts_pb.Account:
         """Changes limits, or suspends and resumes; what is None stays."""
-        request = accounts_pb.UpdateAccountRequest(id=id, limits=_limits(calls_per_second, burst), suspended=suspended)
-        return self._transport.unary(self._stub.UpdateAccount, request, timeout_s=timeout_s, operator=True).account
+        request = accounts_pb.UpdateAccountRequest(
+            id=id, limits=_limits(calls_per_second, burst), suspended=suspended
+        )
+        return self._transport.unary(
+            self._stub.UpdateAccount, request, timeout_s=timeout_s, operator=True
+        ).account
 
     def delete(self, id: str, *, confirm: str, timeout_s: float = _TIMEOUT_S) -> None:  # noqa: A002
         """Destroys an account's keys and data, for good; `confirm` repeats the id."""
         request = accounts_pb.DeleteAccountRequest(id=id, confirm=confirm)
-        self._transport.unary(self._stub.DeleteAccount, request, timeout_s=timeout_s, safe=False, operator=True)
+        self._transport.unary(
+            self._stub.DeleteAccount, request, timeout_s=timeout_s, safe=False, operator=True
+        )
 
 
 def _limits(calls_per_second: float | None, burst: int | None) -> accounts_pb.Limits | None:

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from sealcomb.v1 import search_service_pb2, search_service_pb2_grpc
+
 from sealcomb_client.administration import Accounts, AuditLog, Keys, Tokens
 from sealcomb_client.connection import Connection
 from sealcomb_client.content import Collections, Documents, Points
@@ -78,7 +78,13 @@ class Client:
         return self._transport.unary(self._search.Search, request, timeout_s=timeout_s).hits
 
     def search_batch(
-        self, collection: str, queries: Iterable[str], *, top_k: int = 10, mode: str = "hybrid", timeout_s: float = 30.0
+        self,
+        collection: str,
+        queries: Iterable[str],
+        *,
+        top_k: int = 10,
+        mode: str = "hybrid",
+        timeout_s: float = 30.0,
     ) -> Sequence[search_service_pb2.SearchResponse]:
         """The results of up to 32 searches, in order."""
         searches = [
@@ -88,7 +94,7 @@ class Client:
         return self._transport.unary(self._search.SearchBatch, request, timeout_s=timeout_s).results
 
     def health(self, *, timeout_s: float = 5.0) -> bool:
-        """Whether the edge and all services behind it serve. Needs no token; False also where nothing answers."""
+        """Whether the edge and all services behind it serve. Needs no token; False where nothing answers."""
         stub = health_pb2_grpc.HealthStub(self._transport.channel)
         try:
             response = self._transport.anonymous(
@@ -99,7 +105,7 @@ class Client:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _mode(name: str) -> search_service_pb2.SearchMode:
+def _mode(name: str) -> search_service_pb2.SearchMode.ValueType:
     try:
         return _MODES[name.lower()]
     except KeyError:

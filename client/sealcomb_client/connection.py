@@ -44,7 +44,12 @@ class Connection:
         if not endpoint:
             raise ConnectionIncomplete(f"set {_ENDPOINT}, or give an env file such as {DEFAULT_ENV_FILE}")
         ca_file = values.get(_CA_FILE, "")
-        return cls(endpoint, Path(ca_file) if ca_file else None, values.get(_TOKEN, ""), values.get(_OPERATOR_TOKEN, ""))
+        return cls(
+            endpoint,
+            Path(ca_file) if ca_file else None,
+            values.get(_TOKEN, ""),
+            values.get(_OPERATOR_TOKEN, ""),
+        )
 
 
 def _read_env_file(path: Path | None) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ from sealcomb.v1 import (
 from sealcomb.v1 import (
     vector_service_pb2 as vectors_pb,
 )
+
 from sealcomb_client.transport import Transport
 from sealcomb_client.values import FilterLike, filter_of, struct_of, vector_bytes
 
@@ -68,7 +69,9 @@ class Collections:
         request = collections_pb.GetCollectionRequest(collection=name)
         return self._transport.unary(self._stub.GetCollection, request, timeout_s=timeout_s).collection
 
-    def list(self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S) -> Iterator[collections_pb.Collection]:
+    def list(
+        self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S
+    ) -> Iterator[collections_pb.Collection]:
         """All collections, page by page."""
         request = collections_pb.ListCollectionsRequest(page_size=page_size)
         while True:
@@ -102,13 +105,20 @@ class Points:
         self._transport = transport
         self._stub = vector_service_pb2_grpc.VectorServiceStub(transport.channel)
 
-    def upsert(self, collection: str, points: Iterable[vectors_pb.Point], *, timeout_s: float = _TIMEOUT_S) -> int:
+    def upsert(
+        self, collection: str, points: Iterable[vectors_pb.Point], *, timeout_s: float = _TIMEOUT_S
+    ) -> int:
         """Writes points, all or none (at most 1,000 a call); returns how many. See `point`."""
         request = vectors_pb.UpsertRequest(collection=collection, points=points)
         return self._transport.unary(self._stub.Upsert, request, timeout_s=timeout_s).upserted
 
     def get(
-        self, collection: str, ids: Iterable[str], *, with_vectors: bool = False, timeout_s: float = _TIMEOUT_S
+        self,
+        collection: str,
+        ids: Iterable[str],
+        *,
+        with_vectors: bool = False,
+        timeout_s: float = _TIMEOUT_S,
     ) -> Sequence[vectors_pb.Point]:
         """Those of the points that exist."""
         request = vectors_pb.GetPointsRequest(collection=collection, ids=ids, with_vectors=with_vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -46,20 +47,26 @@ class ApiError(Exception):
 
 def from_rpc_error(error: grpc.RpcError) -> ApiError:
     """The ApiError of what grpc raised."""
-    if not isinstance(error, grpc.Call):
-        return ApiError("UNKNOWN", "the call failed")
-    code = error.code().name
-    status = _status_of(error)
+    # Errors of calls are grpc.Call as well, which their declared types do not say.
+    call = cast("grpc.Call", error)
+    code = call.code().name
+    status = _status_of(call)
     if status is None:
-        return ApiError(code, error.details() or "the call failed")
+        return ApiError(code, call.details() or "the call failed")
     reason, request_id, retry_after_s = "", "", None
     fields: list[FieldViolation] = []
     for detail in status.details:
-        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        info, bad, retry = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
         if detail.Unpack(info):
             reason, request_id = info.reason, info.metadata.get("request_id", "")
         elif detail.Unpack(bad):
-            fields += [FieldViolation(violation.field, violation.description) for violation in bad.field_violations]
+            fields += [
+                FieldViolation(violation.field, violation.description) for violation in bad.field_violations
+            ]
         elif detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     return ApiError(

@@ -60,13 +60,23 @@ class Transport:
         self.channel.close()
 
     def unary(
-        self, method: Callable[..., _T], request: Any, *, timeout_s: float, safe: bool = True, operator: bool = False
+        self,
+        method: Callable[..., _T],
+        request: Any,
+        *,
+        timeout_s: float,
+        safe: bool = True,
+        operator: bool = False,
     ) -> _T:
         """The response of a unary call. Raises ApiError."""
         metadata = self._metadata(operator=operator)
-        return self._patiently(lambda left_s: method(request, timeout=left_s, metadata=metadata), timeout_s, safe=safe)
+        return self._patiently(
+            lambda left_s: method(request, timeout=left_s, metadata=metadata), timeout_s, safe=safe
+        )
 
-    def upload(self, method: Callable[..., _T], make_parts: Callable[[], Iterable[Any]], *, timeout_s: float) -> _T:
+    def upload(
+        self, method: Callable[..., _T], make_parts: Callable[[], Iterable[Any]], *, timeout_s: float
+    ) -> _T:
         """The response of a client stream, whose parts can be made anew for a repeat. Raises ApiError."""
         metadata = self._metadata(operator=False)
 
@@ -75,7 +85,9 @@ class Transport:
 
         return self._patiently(attempt, timeout_s, safe=True)
 
-    def download(self, method: Callable[..., Iterable[_T]], request: Any, *, timeout_s: float) -> Iterator[_T]:
+    def download(
+        self, method: Callable[..., Iterable[_T]], request: Any, *, timeout_s: float
+    ) -> Iterator[_T]:
         """The responses of a server stream. Raises ApiError, also in the middle."""
         try:
             yield from method(request, timeout=timeout_s, metadata=self._metadata(operator=False))

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import duration_pb2, json_format, struct_pb2
-
 from sealcomb.v1 import filter_pb2
 
 FilterLike = filter_pb2.Filter | Mapping[str, Any] | None
@@ -24,7 +23,7 @@ def struct_of(values: Mapping[str, Any] | None) -> struct_pb2.Struct | None:
 
 
 def filter_of(condition: FilterLike) -> filter_pb2.Filter | None:
-    """A filter from its message or from the same in JSON, such as `{"eq": {"field": "team", "value": "bees"}}`.
+    """A filter from its message or the same in JSON: `{"eq": {"field": "team", "value": "bees"}}`.
 
     Raises ValueError for what is no filter.
     """

@@ -109,7 +109,10 @@ class Authority:
         *,
         common_name: str = "",
         life: dt.timedelta = _LEAF_LIFE,
-        usages: tuple[x509.ObjectIdentifier, ...] = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+        usages: tuple[x509.ObjectIdentifier, ...] = (
+            ExtendedKeyUsageOID.SERVER_AUTH,
+            ExtendedKeyUsageOID.CLIENT_AUTH,
+        ),
     ) -> tuple[bytes, bytes]:
         """A new certificate for these names and its private key, both PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -148,8 +151,8 @@ def ensure_installation(keys_dir: Path, *, clock: Clock | None = None) -> Instal
     """
     now = dt.datetime.fromtimestamp((clock or SystemClock()).now_s(), dt.UTC).replace(microsecond=0)
     installation = Installation(keys_dir)
-    for folder in ("ca", "tls/edge", "context/trust", *(f"tls/{service}" for service in SERVICES)):
-        (keys_dir / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in ("ca", "tls/edge", "context/trust", *(f"tls/{service}" for service in SERVICES)):
+        (keys_dir / part).mkdir(mode=0o700, parents=True, exist_ok=True)
     keys_dir.chmod(0o700)
     inner = _ensure_authority(installation.ca_file, "Sealcomb services CA", now)
     for service in SERVICES:
@@ -170,7 +173,7 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor, not a path)
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -199,25 +202,33 @@ def _ensure_authority(path: Path, name: str, now: dt.datetime) -> Authority:
     if certificate.public_key() != key.public_key():
         raise InstallationDamaged(f"{path.name} does not fit its key; restore the keys folder")
     if certificate.not_valid_after_utc <= now:
-        raise InstallationDamaged(f"{path.name} has expired; make a new installation or replace the authority")
+        raise InstallationDamaged(
+            f"{path.name} has expired; make a new installation or replace the authority"
+        )
     return Authority(certificate, key)
 
 
 def _ensure_leaf(
-    folder: Path, authority: Authority, names: list[x509.GeneralName], now: dt.datetime, *, server_only: bool = False
+    folder: Path,
+    authority: Authority,
+    names: list[x509.GeneralName],
+    now: dt.datetime,
+    *,
+    server_only: bool = False,
 ) -> None:
     if _leaf_is_good(folder, authority, names, now):
         return
-    usages = (ExtendedKeyUsageOID.SERVER_AUTH,)
-    if not server_only:
-        usages += (ExtendedKeyUsageOID.CLIENT_AUTH,)
+    server, client = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+    usages = (server,) if server_only else (server, client)
     certificate, key = authority.issue(names, now, usages=usages)
     # A crash in between leaves a pair that does not fit, which the next start sees and replaces.
     write_file(folder / "key.pem", key)
     write_file(folder / "cert.pem", certificate, 0o644)
 
 
-def _leaf_is_good(folder: Path, authority: Authority, names: list[x509.GeneralName], now: dt.datetime) -> bool:
+def _leaf_is_good(
+    folder: Path, authority: Authority, names: list[x509.GeneralName], now: dt.datetime
+) -> bool:
     try:
         certificate = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
         key = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), None)
@@ -267,7 +278,11 @@ def _self_signed(name: str, key: ec.EllipticCurvePrivateKey, now: dt.datetime) -
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, start: dt.datetime, end: dt.datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    start: dt.datetime,
+    end: dt.datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

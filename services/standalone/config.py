@@ -1,0 +1,141 @@
+"""The settings of a standalone installation, and from them the environment of each service.
+
+What a service gets is listed here name by name: nothing of the caller's own environment reaches
+it but what a program needs to run at all, and no secret ever does, only the paths of files.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.standalone.pki import Installation
+
+# The order of starting; they stop in the opposite one, so the edge refuses new calls first.
+SERVICE_ORDER = ("keyvault", "vectorstore", "ingest", "gateway")
+_MODEL_DIR = Path(sys.prefix) / "share" / "sealcomb" / "models" / "all-minilm-l6-v2"
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
+
+
+class StandaloneSettings(BaseSettings):
+    """What can be said about a whole installation (prefix SEALCOMB_)."""
+
+    model_config = SettingsConfigDict(env_prefix="SEALCOMB_", frozen=True, extra="ignore")
+
+    # All state but the keys.
+    data_dir: Path = Path("data")
+    # The keys; not set: `<data_dir>.keys`, beside the data and never inside it.
+    keys_dir: Path | None = None
+    edge_host: str = "127.0.0.1"
+    edge_port: int = Field(default=8443, ge=1, le=65535)
+    demo: bool = True
+    # Folder of the demo's documents.
+    examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "documents"
+    # An embedder as services.ingest takes it; not set: the prepared MiniLM model.
+    embedder: str = ""
+    # model.json of that embedder; not set: the one in its folder.
+    embedder_info: Path | None = None
+    calls_per_second: float | None = None
+    burst: int | None = None
+    log_level: str = "info"
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where the keys are."""
+        data = self.data_dir.absolute()
+        return self.keys_dir.absolute() if self.keys_dir else data.with_name(data.name + ".keys")
+
+    @property
+    def model_dir(self) -> Path:
+        """The folder of the default embedding model."""
+        return _MODEL_DIR
+
+    @property
+    def needs_default_model(self) -> bool:
+        """Whether the default embedding model is used and not there yet."""
+        return not self.embedder and not (_MODEL_DIR / "model.json").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything of one installation is: folders, and the port of every inner service."""
+
+    settings: StandaloneSettings
+    installation: Installation
+    ports: Mapping[str, int]
+
+    @property
+    def data(self) -> Path:
+        """The data folder, absolute."""
+        return self.settings.data_dir.absolute()
+
+    @property
+    def operator_token_file(self) -> Path:
+        """Where the gateway leaves the first operator token."""
+        return self.installation.keys_dir / "operator.token"
+
+    def address(self, service: str) -> str:
+        """host:port of an inner service."""
+        return f"127.0.0.1:{self.ports[service]}"
+
+    def environment(self, service: str, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of a service."""
+        common = {
+            "LISTEN": self.address(service),
+            "TLS_DIR": str(self.installation.tls_dir(service)),
+            "CONTEXT_TRUST_DIR": str(self.installation.context_trust_dir),
+            "DATABASE_URL": f"sqlite:///{self.data / service / (service + '.db')}",
+            "LOG_LEVEL": self.settings.log_level,
+        }
+        own = getattr(self, f"_{service}")()
+        environment = {name: inherited[name] for name in _INHERITED if name in inherited}
+        # More threads than cores make the slowest calls slower still (services run one query a thread).
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= {f"SEALCOMB_{name}": value for name, value in (common | own).items()}
+        return environment
+
+    def _keyvault(self) -> dict[str, str]:
+        return {
+            "CONTEXT_KEY_FILE": str(self.installation.context_key_file("keyvault")),
+            "ROOT_KEY_FILE": str(self.installation.root_key_file),
+        }
+
+    def _vectorstore(self) -> dict[str, str]:
+        info = self.settings.embedder_info or self.settings.model_dir / "model.json"
+        return {
+            "KEYVAULT_ADDRESS": self.address("keyvault"),
+            "OBJECTS_URL": f"file:{self.data / 'vectorstore' / 'objects'}",
+            "EMBEDDER_INFO": str(info),
+        }
+
+    def _ingest(self) -> dict[str, str]:
+        return {
+            "KEYVAULT_ADDRESS": self.address("keyvault"),
+            "VECTORSTORE_ADDRESS": self.address("vectorstore"),
+            "OBJECTS_URL": f"file:{self.data / 'ingest' / 'objects'}",
+            "EMBEDDER": self.settings.embedder or f"onnx:{self.settings.model_dir}",
+        }
+
+    def _gateway(self) -> dict[str, str]:
+        own = {
+            "KEYVAULT_ADDRESS": self.address("keyvault"),
+            "VECTORSTORE_ADDRESS": self.address("vectorstore"),
+            "INGEST_ADDRESS": self.address("ingest"),
+            "CONTEXT_KEY_FILE": str(self.installation.context_key_file("gateway")),
+            "TOKEN_PEPPER_FILE": str(self.installation.token_pepper_file),
+            "OPERATOR_TOKEN_FILE": str(self.operator_token_file),
+            "EDGE_LISTEN": f"{self.settings.edge_host}:{self.settings.edge_port}",
+            "EDGE_TLS_DIR": str(self.installation.edge_tls_dir),
+            # Beside the keys, since Envoy's configuration may name or hold some.
+            "RUN_DIR": str(self.installation.keys_dir / "run"),
+        }
+        if self.settings.calls_per_second is not None:
+            own["CALLS_PER_SECOND"] = str(self.settings.calls_per_second)
+        if self.settings.burst is not None:
+            own["BURST"] = str(self.settings.burst)
+        return own
