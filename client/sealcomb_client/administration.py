@@ -22,7 +22,6 @@ from sealcomb.v1 import (
 from sealcomb.v1 import (
     token_service_pb2 as tokens_pb,
 )
-
 from sealcomb_client.transport import Transport
 from sealcomb_client.values import duration_of
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sealcomb.v1 import search_service_pb2, search_service_pb2_grpc
 
+from sealcomb.v1 import search_service_pb2, search_service_pb2_grpc
 from sealcomb_client.administration import Accounts, AuditLog, Keys, Tokens
 from sealcomb_client.connection import Connection
 from sealcomb_client.content import Collections, Documents, Points

@@ -21,7 +21,6 @@ from sealcomb.v1 import (
 from sealcomb.v1 import (
     vector_service_pb2 as vectors_pb,
 )
-
 from sealcomb_client.transport import Transport
 from sealcomb_client.values import FilterLike, filter_of, struct_of, vector_bytes
 

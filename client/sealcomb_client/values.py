@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import duration_pb2, json_format, struct_pb2
+
 from sealcomb.v1 import filter_pb2
 
 FilterLike = filter_pb2.Filter | Mapping[str, Any] | None

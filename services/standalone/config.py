@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.standalone.pki import Installation
@@ -25,7 +25,9 @@ _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH
 class StandaloneSettings(BaseSettings):
     """What can be said about a whole installation (prefix SEALCOMB_)."""
 
-    model_config = SettingsConfigDict(env_prefix="SEALCOMB_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SEALCOMB_", frozen=True, extra="ignore", populate_by_name=True
+    )
 
     # All state but the keys.
     data_dir: Path = Path("data")
@@ -33,7 +35,8 @@ class StandaloneSettings(BaseSettings):
     keys_dir: Path | None = None
     edge_host: str = "127.0.0.1"
     edge_port: int = Field(default=8443, ge=1, le=65535)
-    demo: bool = True
+    # `make run DEMO=0` says it without the prefix.
+    demo: bool = Field(default=True, validation_alias=AliasChoices("SEALCOMB_DEMO", "DEMO"))
     # Folder of the demo's documents.
     examples_dir: Path = Path(__file__).resolve().parents[2] / "examples" / "documents"
     # An embedder as services.ingest takes it; not set: the prepared MiniLM model.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 from sealcomb.v1 import search_service_pb2
-
 from sealcomb_client import ApiError, Client, Connection
 from services.standalone.pki import write_file
 

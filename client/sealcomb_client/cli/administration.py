@@ -1,0 +1,193 @@
+"""`sealcomb tokens`, `keys`, `accounts` and `audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sealcomb_client.cli.options import Duration
+from sealcomb_client.cli.session import Session, command
+
+_SCOPES = click.Choice(["read", "write", "sources", "keys", "audit", "admin"])
+_TOKEN_COLUMNS = (
+    "id",
+    "label",
+    "scopes",
+    "collections",
+    "create_time",
+    "expire_time",
+    "revoke_time",
+    "last_used_time",
+)
+_ACCOUNT_COLUMNS = ("id", "name", "suspended", "limits", "create_time")
+_EVENT_COLUMNS = ("sequence", "time", "action", "peer", "token_id", "resource", "outcome")
+
+
+def register(main: click.Group) -> None:
+    """Adds the groups."""
+    for group in (tokens, keys, accounts, audit):
+        main.add_command(group)
+
+
+@click.group()
+def tokens() -> None:
+    """Create, rotate and revoke the account's tokens."""
+
+
+@command(tokens, "create")
+@click.argument("label")
+@click.option("--scope", "scopes", type=_SCOPES, multiple=True, required=True, help="Repeat for several.")
+@click.option("--collection", "collections", multiple=True, help="Only this collection; repeat for several.")
+@click.option("--ttl", type=Duration(), help="When it expires, such as 90d; without it, never.")
+def create_token(
+    session: Session, label: str, scopes: tuple[str, ...], collections: tuple[str, ...], ttl: float | None
+) -> None:
+    """Create a token. It is shown once."""
+    session.output.value(session.client.tokens.create(label, scopes, collections=collections, ttl_s=ttl))
+
+
+@command(tokens, "list")
+def list_tokens(session: Session) -> None:
+    """List tokens, ended ones included."""
+    session.output.rows(session.client.tokens.list(), _TOKEN_COLUMNS)
+
+
+@command(tokens)
+@click.argument("token_id", metavar="ID")
+@click.option("--overlap", type=Duration(), help="How long the old token keeps working, such as 1d.")
+def rotate(session: Session, token_id: str, overlap: float | None) -> None:
+    """Replace a token by a new one, which is shown once."""
+    session.output.value(session.client.tokens.rotate(token_id, overlap_s=overlap))
+
+
+@command(tokens)
+@click.argument("token_id", metavar="ID")
+def revoke(session: Session, token_id: str) -> None:
+    """End a token at once."""
+    session.client.tokens.revoke(token_id)
+    session.output.value({"revoked": token_id})
+
+
+@command(tokens)
+@click.option("--operator", is_flag=True, help="Of the operator token instead.")
+def whoami(session: Session, operator: bool) -> None:
+    """Say whose token this is."""
+    session.output.value(session.client.tokens.whoami(operator=operator))
+
+
+@click.group()
+def keys() -> None:
+    """The account's own key: rotate it, turn it off and on."""
+
+
+@command(keys, "get")
+def get_key(session: Session) -> None:
+    """Describe the key."""
+    session.output.value(session.client.keys.get())
+
+
+@command(keys, "rotate")
+def rotate_key(session: Session) -> None:
+    """Make a new version and re-wrap every data key with it."""
+    session.output.value(session.client.keys.rotate())
+
+
+@command(keys)
+def disable(session: Session) -> None:
+    """Turn the account's data off."""
+    session.output.value(session.client.keys.disable())
+
+
+@command(keys)
+def enable(session: Session) -> None:
+    """Turn the account's data on again."""
+    session.output.value(session.client.keys.enable())
+
+
+@click.group()
+def accounts() -> None:
+    """Accounts of the installation; needs SEALCOMB_OPERATOR_TOKEN."""
+
+
+_RATE = click.option("--calls-per-second", type=click.FloatRange(min=0, min_open=True))
+_BURST = click.option("--burst", type=click.IntRange(1))
+
+
+@command(accounts, "create")
+@click.argument("name")
+@_RATE
+@_BURST
+def create_account(session: Session, name: str, calls_per_second: float | None, burst: int | None) -> None:
+    """Create an account. Its first token is shown once."""
+    session.output.value(session.client.accounts.create(name, calls_per_second=calls_per_second, burst=burst))
+
+
+@command(accounts, "list")
+def list_accounts(session: Session) -> None:
+    """List accounts."""
+    session.output.rows(session.client.accounts.list(), _ACCOUNT_COLUMNS)
+
+
+@command(accounts, "get")
+@click.argument("account_id", metavar="ID")
+def get_account(session: Session, account_id: str) -> None:
+    """Describe one account."""
+    session.output.value(session.client.accounts.get(account_id))
+
+
+@command(accounts)
+@click.argument("account_id", metavar="ID")
+@_RATE
+@_BURST
+def limits(session: Session, account_id: str, calls_per_second: float | None, burst: int | None) -> None:
+    """Change an account's limits."""
+    session.output.value(
+        session.client.accounts.update(account_id, calls_per_second=calls_per_second, burst=burst)
+    )
+
+
+@command(accounts)
+@click.argument("account_id", metavar="ID")
+def suspend(session: Session, account_id: str) -> None:
+    """Refuse all calls of an account."""
+    session.output.value(session.client.accounts.update(account_id, suspended=True))
+
+
+@command(accounts)
+@click.argument("account_id", metavar="ID")
+def resume(session: Session, account_id: str) -> None:
+    """Let an account call again."""
+    session.output.value(session.client.accounts.update(account_id, suspended=False))
+
+
+@command(accounts, "delete")
+@click.argument("account_id", metavar="ID")
+@click.option("--confirm", required=True, help="The account's id once more.")
+def delete_account(session: Session, account_id: str, confirm: str) -> None:
+    """Destroy an account's keys and data, for good."""
+    session.client.accounts.delete(account_id, confirm=confirm)
+    session.output.value({"deleted": account_id})
+
+
+@click.group()
+def audit() -> None:
+    """The account's tamper-evident audit log."""
+
+
+@command(audit, "list")
+def list_events(session: Session) -> None:
+    """List events, oldest first."""
+    session.output.rows(session.client.audit.list(), _EVENT_COLUMNS)
+
+
+@command(audit)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def export(session: Session, file: Path) -> None:
+    """Write the whole log to FILE, for `sealcomb audit verify`."""
+    count = 0
+    with file.open("w", encoding="utf-8") as lines:
+        for line in session.client.audit.export():
+            lines.write(line + "\n")
+            count += 1
+    session.output.value({"written": str(file), "events": count})

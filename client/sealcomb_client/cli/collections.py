@@ -1,0 +1,56 @@
+"""`sealcomb collections`."""
+
+from __future__ import annotations
+
+import click
+
+from sealcomb_client.cli.session import Session, command
+
+_COLUMNS = ("name", "points", "documents", "dimension", "metric", "embedder", "create_time")
+
+
+def register(main: click.Group) -> None:
+    """Adds the group."""
+    main.add_command(collections)
+
+
+@click.group()
+def collections() -> None:
+    """Create, list and delete collections."""
+
+
+@command(collections)
+@click.argument("name")
+@click.option("--embedder", default="", help='Embedding model of a text collection ("default").')
+@click.option("--dimension", type=click.IntRange(1, 4096), help="Dimension of your own vectors, instead.")
+@click.option("--metric", type=click.Choice(["cosine", "dot", "l2"]), default="cosine", show_default=True)
+def create(session: Session, name: str, embedder: str, dimension: int | None, metric: str) -> None:
+    """Create a text collection, or one of your own vectors with --dimension."""
+    if not embedder and dimension is None:
+        embedder = "default"
+    made = session.client.collections.create(name, embedder=embedder, dimension=dimension or 0, metric=metric)
+    session.output.value(made)
+
+
+@command(collections, "list")
+def list_(session: Session) -> None:
+    """List all collections."""
+    session.output.rows(session.client.collections.list(), _COLUMNS)
+
+
+@command(collections)
+@click.argument("name")
+def get(session: Session, name: str) -> None:
+    """Describe one collection."""
+    session.output.value(session.client.collections.get(name))
+
+
+@command(collections)
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(session: Session, name: str, yes: bool) -> None:
+    """Destroy a collection's keys and data."""
+    if not yes:
+        click.confirm(f"Destroy {name} and all that is in it, for good?", abort=True, err=True)
+    session.client.collections.delete(name)
+    session.output.value({"deleted": name})

@@ -1,0 +1,54 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import click
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class JsonObject(click.ParamType[Any]):
+    """A JSON object."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The object in the text."""
+        if isinstance(value, dict):
+            return value
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail("not a JSON object", param, ctx)
+        return parsed
+
+
+class Duration(click.ParamType[Any]):
+    """A duration in seconds, or with a unit as in 30m, 12h, 90d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The seconds in the text."""
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            self.fail("not a duration such as 30m, 12h or 90d", param, ctx)
+        return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+FILTER = click.option(
+    "--filter",
+    "condition",
+    type=JsonObject(),
+    help='Condition on metadata, such as \'{"eq": {"field": "team", "value": "bees"}}\'.',
+)
+METADATA = click.option("--metadata", type=JsonObject(), help='Such as \'{"team": "bees"}\'.')

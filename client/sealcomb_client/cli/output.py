@@ -1,0 +1,147 @@
+"""What commands print: tables for people, JSON lines for programs, errors on standard error.
+
+With `--json` every result is one JSON object a line with the API's own field names, so that a
+script reads one line at a time. Tokens are printed only where they were just made.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sealcomb_client.connection import ConnectionIncomplete
+from sealcomb_client.errors import ApiError
+
+_EXIT_CODES = {
+    "NOT_FOUND": 3,
+    "UNAUTHENTICATED": 4,
+    "PERMISSION_DENIED": 4,
+    "INVALID_ARGUMENT": 5,
+    "ALREADY_EXISTS": 6,
+    "FAILED_PRECONDITION": 6,
+    "ABORTED": 6,
+    "RESOURCE_EXHAUSTED": 7,
+    "UNAVAILABLE": 7,
+    "DEADLINE_EXCEEDED": 7,
+}
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 not allowed, 5 a value is wrong, "
+    "6 the state forbids it, 7 try again later."
+)
+
+
+class CommandFailed(click.ClickException):
+    """A failure with an exit code of its own, shown as one line and a line for each bad field."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        # click declares a class variable and reads the instance.
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def failure(error: ApiError | ConnectionIncomplete | ValueError | OSError) -> CommandFailed:
+    """The failure that a command shows for an error."""
+    if isinstance(error, ApiError):
+        lines = [f"{error.message} ({error.reason or error.code})"]
+        lines += [
+            f"  {violation.field}: {violation.description}"
+            for violation in error.fields
+            # The message of an error about one field says both already.
+            if f"{violation.field}: " not in error.message
+        ]
+        if error.retry_after_s is not None:
+            lines.append(f"  try again in {error.retry_after_s:.1f} s")
+        if error.code in ("INTERNAL", "DATA_LOSS") and error.request_id:
+            lines.append(f"  request id {error.request_id}")
+        return CommandFailed("\n".join(lines), _EXIT_CODES.get(error.code, 1))
+    if isinstance(error, ConnectionIncomplete):
+        return CommandFailed(str(error), 4)
+    if isinstance(error, OSError):
+        return CommandFailed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return CommandFailed(str(error), 5)
+
+
+class Output:
+    """Where a command's results go."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        # A pipe gets whole lines; a terminal gets lines that fit it.
+        self._console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+    def say(self, text: str) -> None:
+        """A line for people only."""
+        if not self.as_json:
+            self._console.print(Text(text))
+
+    def value(self, value: Message | Mapping[str, Any]) -> None:
+        """One result: a JSON line, or name and value pairs."""
+        fields = fields_of(value)
+        if self.as_json:
+            _print_json(fields)
+            return
+        width = max((len(name) for name in fields), default=0)
+        for name, field in fields.items():
+            # Text, not markup: what others wrote must not style the terminal.
+            self._console.print(Text(f"{name:{width}}  {_cell(field)}"))
+
+    def rows(self, values: Iterable[Message], columns: Sequence[str]) -> None:
+        """Many results: JSON lines, or a table of these columns."""
+        if self.as_json:
+            for value in values:
+                _print_json(fields_of(value))
+            return
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+        for value in values:
+            fields = fields_of(value)
+            table.add_row(*(Text(_cell(fields.get(column, ""))) for column in columns))
+        if table.row_count:
+            self._console.print(table)
+        else:
+            self._console.print("none")
+
+
+def fields_of(value: Message | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a message with the API's names, zero values included."""
+    if not isinstance(value, Message):
+        return dict(value)
+    fields: dict[str, Any] = json_format.MessageToDict(
+        value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return fields
+
+
+def time_text(stamp: Timestamp) -> str:
+    """A time in UTC to the second."""
+    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def printable(text: str) -> str:
+    """The text without control characters, so that a name cannot command the terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
+
+
+def _print_json(fields: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(fields, ensure_ascii=False))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_cell(item) for item in value)
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    return printable(str(value))

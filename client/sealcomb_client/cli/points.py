@@ -1,0 +1,151 @@
+"""`sealcomb points`: your own vectors, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import click
+from google.protobuf import json_format
+
+from sealcomb.v1 import vector_service_pb2
+from sealcomb_client.cli.options import FILTER
+from sealcomb_client.cli.session import Session, command
+from sealcomb_client.values import vector_of
+
+_BATCH_POINTS = 200
+
+
+def register(main: click.Group) -> None:
+    """Adds the group."""
+    main.add_command(points)
+
+
+@click.group()
+def points() -> None:
+    """Write and query points with vectors of your own."""
+
+
+@command(points)
+@click.argument("collection")
+@click.argument("file", type=click.File("r", encoding="utf-8"), default="-")
+def upsert(session: Session, collection: str, file: TextIO) -> None:
+    """Write points from FILE or standard input: one JSON object a line, or one JSON array.
+
+    A point is {"id": "a", "vector": [0.1, 0.2], "metadata": {...}, "text": "..."}.
+    """
+    total = 0
+    for batch in _batches(_read_points(file)):
+        total += session.client.points.upsert(collection, batch)
+    session.output.value({"upserted": total})
+
+
+@command(points)
+@click.argument("collection")
+@click.argument("vector")
+@click.option("--top-k", "-k", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--with-vectors", is_flag=True)
+@FILTER
+def query(
+    session: Session,
+    collection: str,
+    vector: str,
+    top_k: int,
+    with_vectors: bool,
+    condition: dict[str, Any] | None,
+) -> None:
+    """Find the points nearest to VECTOR, a JSON array of numbers."""
+    hits = session.client.points.query(
+        collection, _parse_vector(vector), top_k=top_k, filter=condition, with_vectors=with_vectors
+    )
+    for hit in hits:
+        fields: dict[str, Any] = {"id": hit.id, "score": hit.score}
+        if hit.HasField("metadata"):
+            fields["metadata"] = json_format.MessageToDict(hit.metadata)
+        if hit.text:
+            fields["text"] = hit.text
+        if with_vectors:
+            fields["vector"] = vector_of(hit.vector_f32)
+        session.output.value(fields)
+        session.output.say("")
+    if not hits:
+        session.output.say("none")
+
+
+@command(points)
+@click.argument("collection")
+@click.argument("ids", nargs=-1, required=True)
+def get(session: Session, collection: str, ids: tuple[str, ...]) -> None:
+    """Print points by id."""
+    session.output.rows(session.client.points.get(collection, ids), ("id", "metadata", "text"))
+
+
+@command(points)
+@click.argument("collection")
+@FILTER
+def count(session: Session, collection: str, condition: dict[str, Any] | None) -> None:
+    """Count points."""
+    session.output.value({"count": session.client.points.count(collection, filter=condition)})
+
+
+@command(points)
+@click.argument("collection")
+@click.argument("ids", nargs=-1)
+@FILTER
+def delete(session: Session, collection: str, ids: tuple[str, ...], condition: dict[str, Any] | None) -> None:
+    """Delete points by id or by filter."""
+    if bool(ids) == (condition is not None):
+        raise click.UsageError("give either ids or --filter")
+    session.output.value({"deleted": session.client.points.delete(collection, ids, filter=condition)})
+
+
+def _parse_vector(text: str) -> list[float]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        raise ValueError("VECTOR must be a JSON array of numbers, such as [0.1, 0.2]") from None
+    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+        raise ValueError("VECTOR must be a JSON array of numbers, such as [0.1, 0.2]")
+    return values
+
+
+def _read_points(file: TextIO) -> Iterator[vector_service_pb2.Point]:
+    first = file.readline()
+    if first.lstrip().startswith("["):
+        try:
+            items = json.loads(first + file.read())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from None
+        for index, item in enumerate(items):
+            yield _point(item, f"points[{index}]")
+        return
+    number = 0
+    line = first
+    while line:
+        number += 1
+        if line.strip():
+            try:
+                item = json.loads(line)
+            except json.JSONDecodeError:
+                raise ValueError(f"line {number}: not a JSON object") from None
+            yield _point(item, f"line {number}")
+        line = file.readline()
+
+
+def _point(item: Any, where: str) -> vector_service_pb2.Point:
+    try:
+        return json_format.ParseDict(item, vector_service_pb2.Point())
+    except (json_format.ParseError, AttributeError) as error:
+        raise ValueError(f"{where}: not a point: {error}") from None
+
+
+def _batches(items: Iterator[vector_service_pb2.Point]) -> Iterator[list[vector_service_pb2.Point]]:
+    batch: list[vector_service_pb2.Point] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _BATCH_POINTS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
