@@ -14,7 +14,7 @@ from services.gateway import tokens
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKS = ("requirements/build.txt", "requirements/dev.txt", "requirements/model.txt", "requirements/run.txt")
 
-# Written in two halves so that this file does not name what it forbids.
+# The patterns do not match themselves, and the planted ones below are joined at run time, so that this file does not name what it forbids.
 _MACHINE = re.compile(r"(?<![\w.$}-])/(?:wor" r"k|roo" r"t|home/[a-z]+|Users/[A-Za-z]+)/[\w.-]")
 _REGISTRY = re.compile(r"py" r"pi\.org|python" r"hosted\.org|registry\.np" r"mjs\.org|deb\.deb" r"ian\.org")
 _PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIV" r"ATE KEY-----")
@@ -52,9 +52,9 @@ def test_no_tracked_file_holds_a_secret(pattern: re.Pattern[str]) -> None:
 @pytest.mark.parametrize(
     ("pattern", "planted"),
     [
-        (_MACHINE, "see /work/main/x"),
-        (_REGISTRY, "https://pypi.org/simple"),
-        (_PRIVATE_KEY, "-----BEGIN EC PRIVATE KEY-----"),
+        (_MACHINE, "see /" + "work/main/x"),
+        (_REGISTRY, "https://" + "py" + "pi.org/simple"),
+        (_PRIVATE_KEY, "-----BEGIN EC " + "PRIVATE KEY-----"),
         (_TOKEN, "sealcomb_acc_" + "0" * 26 + "_" + "a" * 36),
     ],
     ids=["machine path", "registry host", "private key", "token"],
@@ -104,11 +104,16 @@ def test_no_code_opens_an_insecure_port() -> None:
 
 
 def test_only_settings_and_the_starters_of_processes_read_the_environment() -> None:
-    owners = {"services/__init__.py", "services/common/settings.py", "services/common/process.py"}
+    # A package's __init__ may set what a native library reads when it is imported.
+    owners = {"services/common/settings.py", "services/common/process.py"}
     found = []
     for path in (ROOT / "services").rglob("*.py"):
         name = str(path.relative_to(ROOT))
-        if name in owners or name.startswith("services/standalone/") or path.name == "config.py":
+        if (
+            name in owners
+            or name.startswith("services/standalone/")
+            or path.name in {"config.py", "__init__.py"}
+        ):
             continue
         if re.search(r"\bos\.(?:environ|getenv|putenv)\b", path.read_text(encoding="utf-8")):
             found.append(name)

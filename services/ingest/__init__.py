@@ -1,0 +1,1 @@
+"""Ingest: documents in, passages out; extraction, chunking, embedding and the jobs that run them."""
