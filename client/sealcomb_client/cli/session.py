@@ -42,6 +42,9 @@ def _take_json(context: click.Context, _parameter: click.Parameter, value: bool)
     return value
 
 
+_Decorator = Callable[[Callable[Concatenate[Session, ...], Any]], Any]
+
+
 def command(group: click.Group, name: str | None = None) -> _Decorator:
     """A command of a group: it is given the session, takes `--json`, and shows errors readably."""
 
