@@ -14,7 +14,7 @@ from services.gateway import tokens
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCKS = ("requirements/build.txt", "requirements/dev.txt", "requirements/model.txt", "requirements/run.txt")
 
-# The patterns do not match themselves, and the planted ones below are joined at run time, so that this file does not name what it forbids.
+# Written in pieces, as are the planted ones below, so that this file does not hold what it forbids.
 _MACHINE = re.compile(r"(?<![\w.$}-])/(?:wor" r"k|roo" r"t|home/[a-z]+|Users/[A-Za-z]+)/[\w.-]")
 _REGISTRY = re.compile(r"py" r"pi\.org|python" r"hosted\.org|registry\.np" r"mjs\.org|deb\.deb" r"ian\.org")
 _PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIV" r"ATE KEY-----")
