@@ -1,0 +1,1 @@
+"""The providers of account keys: one module for each KMS."""

@@ -1,0 +1,139 @@
+"""The keyvault process, from settings to a served port."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+import structlog
+import uvloop
+from prometheus_client import start_http_server
+from pydantic import ValidationError
+
+from sealcomb.internal.v1 import keyvault_service_pb2_grpc
+from sealcomb.v1 import audit_service_pb2_grpc, key_service_pb2_grpc
+from services.common import methods
+from services.common.clock import SystemClock
+from services.common.context import CallContext, ContextSigner, ContextVerifier
+from services.common.process import forbid_dumps, swap_is_on
+from services.common.rpc.authorization import rules_for
+from services.common.rpc.interceptor import GuardInterceptor
+from services.common.rpc.server import InnerServer
+from services.common.sealing import DataKey
+from services.common.telemetry import configure_logging
+from services.keyvault.asker import Asker
+from services.keyvault.chain import AuditChain
+from services.keyvault.completion import Completion
+from services.keyvault.config import KeyvaultSettings
+from services.keyvault.events import KeyEvents
+from services.keyvault.kms.file import FileKms
+from services.keyvault.kms.rootkey import create_root_key, load_root_key
+from services.keyvault.permits import Permits
+from services.keyvault.public_servicers import AuditServicer, KeyServicer
+from services.keyvault.release_servicer import KeyReleaseServicer
+from services.keyvault.releases import Releases
+from services.keyvault.store import Store
+from services.keyvault.vault import INSTALLATION, Vault
+
+_log = structlog.get_logger("keyvault")
+# Requests here are ids and flags; nothing is large.
+_MESSAGE_BYTES_MAX = 1024 * 1024
+
+
+async def serve(settings: KeyvaultSettings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is running."""
+    clock = SystemClock()
+    stopping = _stop_signals()
+    settings.check_root_key_place()
+    kms = FileKms(load_root_key(settings.root_key_file, settings.root_passphrase_file))
+    signer = ContextSigner.from_file(settings.context_key_file)
+    verifier = ContextVerifier.from_folder(methods.KEYVAULT, settings.context_trust_dir, clock)
+
+    store = Store.open(settings.database_url)
+    try:
+        events = KeyEvents()
+        completion = Completion()
+        vault = Vault(store, kms, events, clock, completion)
+        releases = Releases(store, kms, events, clock, completion)
+        permits = Permits(store, signer, clock)
+        await vault.bind_installation()
+        chain = AuditChain(store, await _page_key(vault, releases))
+
+        guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
+        server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
+        keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
+            KeyReleaseServicer(vault, releases, permits, events), server.grpc_server
+        )
+        key_service_pb2_grpc.add_KeyServiceServicer_to_server(
+            KeyServicer(vault, kms.provider), server.grpc_server
+        )
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(chain), server.grpc_server)
+        await server.start()
+        await server.set_ready(True)
+        _log.info("serving", port=server.port, provider=kms.provider)
+
+        await stopping.wait()
+        _log.info("stopping")
+        # Watches would otherwise hold the server until its grace ends.
+        events.close()
+        await server.stop()
+        await completion.drain()
+    finally:
+        store.close()
+
+
+async def _page_key(vault: Vault, releases: Releases) -> DataKey:
+    """The key of page tokens: a data key of the installation's own account, the same at every start."""
+    context = CallContext(methods.KEYVAULT, (methods.KEYVAULT,), INSTALLATION, "", (), (), "", 0.0, 0.0, "")
+    itself = Asker(methods.KEYVAULT, context)
+    await vault.provision(itself)
+    return await releases.release(itself, "pages", "pages")
+
+
+def _stop_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def main() -> None:
+    """Entry point of `sealcomb-keyvault`."""
+    parser = argparse.ArgumentParser(
+        prog="sealcomb-keyvault",
+        description="Holds the accounts' keys and releases data keys. Settings come from the environment "
+        "(SEALCOMB_LISTEN, SEALCOMB_TLS_DIR, SEALCOMB_CONTEXT_TRUST_DIR, SEALCOMB_CONTEXT_KEY_FILE, "
+        "SEALCOMB_DATABASE_URL, SEALCOMB_ROOT_KEY_FILE, SEALCOMB_ROOT_PASSPHRASE_FILE); see docs/keys.md.",
+    )
+    parser.add_argument(
+        "--init-root-key",
+        action="store_true",
+        help="make the root key file if there is none, sealed if a passphrase file is set, and exit",
+    )
+    arguments = parser.parse_args()
+    try:
+        forbid_dumps()
+        settings = KeyvaultSettings()  # type: ignore[call-arg]  # from the environment
+        configure_logging(methods.KEYVAULT, settings.log_level)
+        if arguments.init_root_key:
+            create_root_key(settings.root_key_file, settings.root_passphrase_file)
+            return
+        if swap_is_on():
+            _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, addr="127.0.0.1")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except ValidationError as error:
+        # Without the values: a setting may be a URL with a password.
+        fields = ", ".join("SEALCOMB_" + str(problem["loc"][0]).upper() for problem in error.errors())
+        sys.exit(f"sealcomb-keyvault: settings missing or wrong: {fields}")
+    except ValueError as error:
+        sys.exit(f"sealcomb-keyvault: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The schema of keyvault's database, step by step."""

@@ -1,0 +1,107 @@
+"""Which peer may have which data keys, and when none may: the release policy in one place.
+
+Deny by default: a purpose that is not in the table does not exist, and it belongs to one peer.
+The account is never a parameter: it comes from the verified call context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common import ids, methods
+from services.common.errors import (
+    FailedPrecondition,
+    KeyDisabled,
+    NotFound,
+    PermissionDenied,
+    SealcombError,
+    invalid,
+)
+from services.keyvault.records import AccountRecord, KeyState
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """Whose keys these are, and the one resource they are for; empty: any resource id."""
+
+    peer: str
+    resource: str = ""
+
+
+PURPOSES = {
+    "catalog": Purpose(methods.VECTORSTORE, "catalog"),
+    "collection": Purpose(methods.VECTORSTORE),
+    "documents": Purpose(methods.INGEST),
+    "connection": Purpose(methods.INGEST),
+    "profile": Purpose(methods.GATEWAY, "profile"),
+    # Page tokens of keyvault itself.
+    "pages": Purpose(methods.KEYVAULT, "pages"),
+}
+
+# Whose resources a peer may destroy, by the purposes of their keys: a collection takes its documents along.
+DESTROYS = {
+    methods.VECTORSTORE: frozenset({"collection", "documents"}),
+    methods.INGEST: frozenset({"connection"}),
+}
+# Destruction is asked for by these public methods alone, so that a reader's context never reaches it.
+_DESTROYERS = frozenset(
+    {"/sealcomb.v1.CollectionService/CreateCollection", "/sealcomb.v1.CollectionService/DeleteCollection"}
+)
+
+
+class PurposeRefused(PermissionDenied):
+    """The peer asked for keys that are not its own."""
+
+    reason = "PURPOSE_REFUSED"
+
+    def __init__(self) -> None:
+        super().__init__("this peer may not use keys of this purpose")
+
+
+class AccountUnknown(NotFound):
+    """There is no such account, or it was destroyed."""
+
+    reason = "ACCOUNT_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such account")
+
+
+class AccountSuspended(FailedPrecondition):
+    """The account is suspended."""
+
+    reason = "ACCOUNT_SUSPENDED"
+
+    def __init__(self) -> None:
+        super().__init__("the account is suspended; ask the operator to resume it")
+
+
+def check_names(resource: str, purpose: str) -> None:
+    """Raises InvalidArgument for a purpose that does not exist or a resource of another form."""
+    found = PURPOSES.get(purpose)
+    if found is None:
+        raise invalid("purpose", "is not known")
+    if found.resource != resource and (found.resource or not ids.is_id(resource)):
+        raise invalid("resource", "is not a resource of this purpose")
+
+
+def peer_refusal(peer: str, purpose: str) -> SealcombError | None:
+    """Why the peer may not have keys of a known purpose, if so."""
+    return None if PURPOSES[purpose].peer == peer else PurposeRefused()
+
+
+def destroy_refusal(peer: str, method: str, purposes: frozenset[str]) -> SealcombError | None:
+    """Why the peer may not destroy a resource with keys of these purposes, if so."""
+    own = DESTROYS.get(peer, frozenset())
+    return None if own and purposes <= own and method in _DESTROYERS else PurposeRefused()
+
+
+def account_refusal(account: AccountRecord | None) -> SealcombError | None:
+    """Why no key of the account may be used now, if so."""
+    if account is None or account.state is KeyState.DESTROYED:
+        return AccountUnknown()
+    if account.suspended:
+        return AccountSuspended()
+    if account.state is not KeyState.ENABLED:
+        return KeyDisabled()
+    return None

@@ -1,0 +1,118 @@
+"""KeyService and AuditService: what an account may see and do of its own key. Translates; decides nothing."""
+
+# ruff: noqa: N802 (the names are those of the .proto)
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sealcomb.v1 import audit_service_pb2, audit_service_pb2_grpc, key_service_pb2, key_service_pb2_grpc
+from services.common.context import current_account
+from services.keyvault.audit import AuditRecord
+from services.keyvault.chain import AuditChain
+from services.keyvault.records import AccountRecord, KeyState
+from services.keyvault.release_servicer import asker_of
+from services.keyvault.vault import Vault
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_STATES = {
+    KeyState.ENABLED: key_service_pb2.KEY_STATE_ENABLED,
+    KeyState.DISABLED: key_service_pb2.KEY_STATE_DISABLED,
+}
+
+
+class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
+    """The account's own KMS key."""
+
+    def __init__(self, vault: Vault, provider: str) -> None:
+        self._vault = vault
+        self._provider = provider
+
+    async def GetKey(
+        self, request: key_service_pb2.GetKeyRequest, context: _Context
+    ) -> key_service_pb2.GetKeyResponse:
+        """Describes the key."""
+        account = await self._vault.describe(asker_of(context))
+        return key_service_pb2.GetKeyResponse(key=self._key(account))
+
+    async def RotateKey(
+        self, request: key_service_pb2.RotateKeyRequest, context: _Context
+    ) -> key_service_pb2.RotateKeyResponse:
+        """Makes a new version."""
+        account = await self._vault.rotate(asker_of(context))
+        return key_service_pb2.RotateKeyResponse(key=self._key(account))
+
+    async def DisableKey(
+        self, request: key_service_pb2.DisableKeyRequest, context: _Context
+    ) -> key_service_pb2.DisableKeyResponse:
+        """Turns the account's data off."""
+        account = await self._vault.disable(asker_of(context))
+        return key_service_pb2.DisableKeyResponse(key=self._key(account))
+
+    async def EnableKey(
+        self, request: key_service_pb2.EnableKeyRequest, context: _Context
+    ) -> key_service_pb2.EnableKeyResponse:
+        """Turns the account's data on."""
+        account = await self._vault.enable(asker_of(context))
+        return key_service_pb2.EnableKeyResponse(key=self._key(account))
+
+    def _key(self, account: AccountRecord) -> key_service_pb2.Key:
+        key = key_service_pb2.Key(
+            state=_STATES[account.state],
+            version=account.version,
+            provider=self._provider,
+            create_time=_timestamp(account.create_us),
+            data_keys=account.data_keys,
+        )
+        if account.rotate_us:
+            key.rotate_time.CopyFrom(_timestamp(account.rotate_us))
+        return key
+
+
+class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
+    """The account's own audit chain."""
+
+    def __init__(self, chain: AuditChain) -> None:
+        self._chain = chain
+
+    async def ListEvents(
+        self, request: audit_service_pb2.ListEventsRequest, context: _Context
+    ) -> audit_service_pb2.ListEventsResponse:
+        """Lists records, oldest first."""
+        records, token = await self._chain.page(current_account(), request.page_size, request.page_token)
+        return audit_service_pb2.ListEventsResponse(
+            events=[_event(record) for record in records], next_page_token=token
+        )
+
+    async def ExportEvents(
+        self, request: audit_service_pb2.ExportEventsRequest, context: _Context
+    ) -> AsyncIterator[audit_service_pb2.ExportEventsResponse]:
+        """Streams the chain as lines."""
+        async for line in self._chain.lines(current_account()):
+            yield audit_service_pb2.ExportEventsResponse(line=line)
+
+
+def _event(record: AuditRecord) -> audit_service_pb2.AuditEvent:
+    act = record.act
+    return audit_service_pb2.AuditEvent(
+        sequence=record.sequence,
+        time=_timestamp(act.time_us),
+        action=act.action,
+        peer=act.peer,
+        token_id=act.token_id,
+        method=act.method,
+        resource=act.resource,
+        outcome=act.outcome,
+        request_id=act.request_id,
+        hash=record.hash,
+    )
+
+
+def _timestamp(micros: int) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(micros)
+    return stamp

@@ -1,0 +1,69 @@
+"""What keyvault keeps and passes around: plain values without behaviour, and never a plaintext key."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class KeyState(enum.Enum):
+    """The state of an account's KMS key."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    # Kept for ever, so that nothing can be made again under the account's id.
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account as keyvault knows it. Times are microseconds since the Unix epoch."""
+
+    id: str
+    state: KeyState
+    suspended: bool
+    version: int
+    data_keys: int
+    create_us: int
+    rotate_us: int
+    audit_sequence: int
+    audit_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AccountKey:
+    """One version of an account's KMS key: the provider's handle of it, useless without the KMS."""
+
+    account: str
+    version: int
+    handle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapping:
+    """The encryption context of a wrapped data key: only with all of it does the key unwrap."""
+
+    account: str
+    resource: str
+    purpose: str
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataKeyRecord:
+    """A data key, wrapped under a version of its account's key."""
+
+    wrapping: Wrapping
+    version: int
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PermitRecord:
+    """A permit that was issued for a job."""
+
+    account: str
+    job_id: str
+    peer: str
+    expires_us: int
+    ended: bool

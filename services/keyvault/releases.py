@@ -1,0 +1,216 @@
+"""The release of data keys: to the right peer, for the context's account, and never unrecorded.
+
+A release is decided twice: once to know what to unwrap, and again in the transaction that records
+it, under the account's lock. The key leaves only after that transaction is durable, so no release
+is missing from the audit chain, and none is later than the answer to a disable.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from services.common import ids
+from services.common.clock import Clock
+from services.common.errors import (
+    Aborted,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    SealcombError,
+    invalid,
+)
+from services.common.sealing import KEY_BYTES, DataKey
+from services.keyvault import policy
+from services.keyvault.asker import Asker
+from services.keyvault.completion import Completion
+from services.keyvault.events import KeyChange, KeyEvents
+from services.keyvault.kms.protocol import Kms
+from services.keyvault.policy import AccountUnknown
+from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, Wrapping
+from services.keyvault.store import Store
+from services.keyvault.transaction import Transaction
+
+_TRIES = 5
+_DATA_KEYS_MAX = 100_000
+
+
+class KeyUnknown(NotFound):
+    """The account has no such data key; the answer for a foreign and a destroyed one too."""
+
+    reason = "KEY_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such data key")
+
+
+class PermitEnded(PermissionDenied):
+    """The permit's job has ended, or the account was suspended or its key disabled meanwhile."""
+
+    reason = "PERMIT_ENDED"
+
+    def __init__(self) -> None:
+        super().__init__("the permit has ended; begin the work again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    account: AccountRecord | None
+    key: AccountKey | None
+    record: DataKeyRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """What would be released, `made` just now or found; or why nothing may be."""
+
+    record: DataKeyRecord | None = None
+    made: bool = False
+    refusal: SealcombError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    refusal: SealcombError | None
+
+
+class Releases:
+    """Data keys of all accounts."""
+
+    def __init__(
+        self,
+        store: Store,
+        kms: Kms,
+        events: KeyEvents,
+        clock: Clock,
+        completion: Completion,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._store = store
+        self._kms = kms
+        self._events = events
+        self._clock = clock
+        self._completion = completion
+        self._random_bytes = random_bytes
+
+    async def release(self, asker: Asker, resource: str, purpose: str, key_id: str = "") -> DataKey:
+        """A data key of the asker's account; the current one, made if need be, where `key_id` is empty."""
+        policy.check_names(resource, purpose)
+        if key_id and not ids.is_id(key_id):
+            raise invalid("key_id", "is not an id")
+        wanted = Wrapping(asker.account, resource, purpose, key_id)
+        for _ in range(_TRIES):
+            candidate, secret = await self._candidate(asker, wanted)
+            settled = await self._store.write(partial(self._settle, asker, wanted, candidate))
+            if settled is None:
+                continue
+            if settled.refusal is not None:
+                raise settled.refusal
+            if candidate.record is None:
+                raise KeyUnknown
+            return DataKey(candidate.record.wrapping.key_id, secret)
+        raise Aborted("the key was changed by other calls at the same time; repeat the call")
+
+    async def destroy(self, asker: Asker, resource: str) -> None:
+        """Destroys every data key of a resource, for good; no error if that was done already."""
+        if not ids.is_id(resource):
+            raise invalid("resource", "is not an id")
+        await self._completion.run(self._destroy(asker, resource))
+
+    async def _destroy(self, asker: Asker, resource: str) -> None:
+        refusal = await self._store.write(partial(self._delete_keys, asker, resource))
+        if refusal is not None:
+            raise refusal
+        self._events.publish(KeyChange.RESOURCE_DESTROYED, asker.account, resource)
+        await self._store.scrub()
+
+    async def _candidate(self, asker: Asker, wanted: Wrapping) -> tuple[_Candidate, bytes]:
+        found = await self._store.read(partial(_look, wanted))
+        refusal = policy.peer_refusal(asker.peer, wanted.purpose) or policy.account_refusal(found.account)
+        # Checked here as well, so that the KMS never works for somebody who is refused.
+        if refusal is not None or found.key is None:
+            return _Candidate(refusal=refusal), b""
+        try:
+            if found.record is not None:
+                secret = await self._kms.unwrap(found.key, found.record.wrapping, found.record.wrapped)
+                return _Candidate(found.record), secret
+            if wanted.key_id:
+                return _Candidate(), b""
+            secret = self._random_bytes(KEY_BYTES)
+            fresh = Wrapping(
+                wanted.account, wanted.resource, wanted.purpose, ids.from_bytes(self._random_bytes(16))
+            )
+            wrapped = await self._kms.wrap(found.key, fresh, secret)
+            return _Candidate(DataKeyRecord(fresh, found.key.version, wrapped), made=True), secret
+        except SealcombError as error:
+            return _Candidate(refusal=error), b""
+
+    # What follows runs inside a transaction.
+
+    def _settle(
+        self, asker: Asker, wanted: Wrapping, candidate: _Candidate, tx: Transaction
+    ) -> _Settled | None:
+        """Records the release or its refusal; None where the candidate is no longer the right one."""
+        account = tx.account(asker.account)
+        if account is None:
+            # There is no chain to record it in.
+            return _Settled(AccountUnknown())
+        now_us = int(self._clock.now_s() * 1e6)
+        refusal = (
+            policy.peer_refusal(asker.peer, wanted.purpose)
+            or policy.account_refusal(account)
+            or _permit_refusal(asker, now_us, tx)
+            or candidate.refusal
+        )
+        record = candidate.record
+        if refusal is None and record is not None and candidate.made:
+            if tx.data_key(wanted) is not None or account.version != record.version:
+                return None
+            refusal = _making_refusal(account, wanted, tx)
+            if refusal is None:
+                tx.add_data_key(record, now_us)
+        elif refusal is None and (record is None or tx.data_key(record.wrapping) is None):
+            refusal = KeyUnknown()
+        action = "key.create" if candidate.made else "key.release"
+        tx.append(account, asker.act(now_us, action, wanted.resource, refusal))
+        return _Settled(refusal)
+
+    def _delete_keys(self, asker: Asker, resource: str, tx: Transaction) -> SealcombError | None:
+        account = tx.account(asker.account)
+        if account is None:
+            return AccountUnknown()
+        now_us = int(self._clock.now_s() * 1e6)
+        purposes = tx.purposes(account.id, resource)
+        refusal = policy.destroy_refusal(asker.peer, asker.context.method, purposes)
+        if refusal is None:
+            tx.destroy_resource(account.id, resource, now_us)
+        tx.append(account, asker.act(now_us, "resource.destroy", resource, refusal))
+        return refusal
+
+
+def _look(wanted: Wrapping, tx: Transaction) -> _Found:
+    account = tx.account(wanted.account)
+    if account is None:
+        return _Found(None, None, None)
+    record = tx.data_key(wanted)
+    version = account.version if record is None else record.version
+    return _Found(account, tx.account_key(wanted.account, version), record)
+
+
+def _making_refusal(account: AccountRecord, wanted: Wrapping, tx: Transaction) -> SealcombError | None:
+    if tx.is_destroyed(account.id, wanted.resource):
+        return KeyUnknown()
+    if account.data_keys >= _DATA_KEYS_MAX:
+        return ResourceExhausted(f"the account has {_DATA_KEYS_MAX} data keys; delete collections first")
+    return None
+
+
+def _permit_refusal(asker: Asker, now_us: int, tx: Transaction) -> SealcombError | None:
+    if not asker.context.bearer:
+        return None
+    permit = tx.permit(asker.account, asker.context.job_id)
+    if permit is None or permit.ended or permit.peer != asker.peer or now_us >= permit.expires_us:
+        return PermitEnded()
+    return None

@@ -1,0 +1,100 @@
+"""The tables of keyvault's database. Nothing in them opens anything without the KMS."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+CURRENT = "current"
+
+INSTALLATION = sa.Table(
+    "installation",
+    METADATA,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
+ACCOUNTS = sa.Table(
+    "accounts",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("suspended", sa.Boolean, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("data_keys", sa.Integer, nullable=False),
+    sa.Column("create_us", sa.BigInteger, nullable=False),
+    sa.Column("rotate_us", sa.BigInteger, nullable=False),
+    sa.Column("audit_sequence", sa.BigInteger, nullable=False),
+    sa.Column("audit_hash", sa.LargeBinary(32), nullable=False),
+)
+
+ACCOUNT_KEYS = sa.Table(
+    "account_keys",
+    METADATA,
+    sa.Column("account", sa.String(32), sa.ForeignKey("accounts.id"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("provider", sa.String(16), nullable=False),
+    sa.Column("handle", sa.LargeBinary, nullable=False, unique=True),
+)
+
+DATA_KEYS = sa.Table(
+    "data_keys",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("account", sa.String(32), nullable=False),
+    sa.Column("resource", sa.String(32), nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("wrapped", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("create_us", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["account", "version"], ["account_keys.account", "account_keys.version"]),
+    sa.Index("data_keys_by_resource", "account", "resource"),
+    sa.Index("data_keys_by_version", "account", "version"),
+    # One current key for each resource and purpose, whoever asks first.
+    sa.Index(
+        "data_keys_current",
+        "account",
+        "resource",
+        "purpose",
+        unique=True,
+        sqlite_where=sa.text("state = 'current'"),
+        postgresql_where=sa.text("state = 'current'"),
+    ),
+)
+
+# Destroyed for good: resource ids are never used again, so no key is ever made again under one.
+DESTROYED_RESOURCES = sa.Table(
+    "destroyed_resources",
+    METADATA,
+    sa.Column("account", sa.String(32), primary_key=True),
+    sa.Column("resource", sa.String(32), primary_key=True),
+    sa.Column("destroy_us", sa.BigInteger, nullable=False),
+)
+
+PERMITS = sa.Table(
+    "permits",
+    METADATA,
+    sa.Column("account", sa.String(32), primary_key=True),
+    sa.Column("job_id", sa.String(32), primary_key=True),
+    sa.Column("peer", sa.String(32), nullable=False),
+    sa.Column("expires_us", sa.BigInteger, nullable=False),
+    sa.Column("ended", sa.Boolean, nullable=False),
+    sa.Index("permits_by_expiry", "expires_us"),
+)
+
+AUDIT_EVENTS = sa.Table(
+    "audit_events",
+    METADATA,
+    sa.Column("account", sa.String(32), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("time_us", sa.BigInteger, nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("peer", sa.String(64), nullable=False),
+    sa.Column("token_id", sa.String(64), nullable=False),
+    sa.Column("method", sa.String(200), nullable=False),
+    sa.Column("resource", sa.String(64), nullable=False),
+    sa.Column("outcome", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("hash", sa.LargeBinary(32), nullable=False),
+)

@@ -1,0 +1,159 @@
+"""Keyvault's store: transactions off the event loop, writers sharing one commit.
+
+All writes go through one thread, which takes whatever is waiting and commits it together; a
+write is reported only after its commit is durable. A step that fails changes nothing, and fails
+no other step of its batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from services.common.database import migrate, open_engine
+from services.common.errors import ResourceExhausted, SealcombError, Unavailable
+from services.keyvault.transaction import Transaction
+
+_log = structlog.get_logger("keyvault-store")
+_BATCH_MAX = 64
+_WAITING_MAX = 4096
+_READERS = 2
+_Result = TypeVar("_Result")
+_Step = Callable[[Transaction], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    step: _Step
+    future: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    job: _Job
+    result: Any = None
+    error: Exception | None = None
+
+
+class Store:
+    """Runs steps, plain functions of a transaction, against one database."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="keyvault-read")
+        self._writer = threading.Thread(target=self._write_batches, name="keyvault-write", daemon=True)
+        self._writer.start()
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """The store behind a database URL, its schema brought up to date."""
+        engine = open_engine(url)
+        migrate(engine, "services.keyvault")
+        return cls(engine)
+
+    async def read(self, step: Callable[[Transaction], _Result]) -> _Result:
+        """What a step reads, from one consistent state."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, step)
+
+    async def write(self, step: Callable[[Transaction], _Result]) -> _Result:
+        """What a step returns, once what it wrote is durable. If it raises, nothing is written.
+
+        A step may run more than once: it must do nothing but use its transaction.
+        """
+        future: Future[Any] = Future()
+        try:
+            self._jobs.put_nowait(_Job(step, future))
+        except queue.Full:
+            raise Unavailable("keyvault is overloaded; try again", retry_after_s=1.0) from None
+        result: _Result = await asyncio.wrap_future(future)
+        return result
+
+    async def scrub(self) -> None:
+        """Removes deleted rows from the files of the database as well, as far as the database lets us."""
+        if self._engine.dialect.name == "sqlite":
+            await asyncio.get_running_loop().run_in_executor(self._readers, self._truncate_log)
+
+    def close(self) -> None:
+        """Finishes what is waiting and closes the database."""
+        self._jobs.put(None)
+        self._writer.join()
+        self._readers.shutdown()
+        self._engine.dispose()
+
+    def _read(self, step: Callable[[Transaction], _Result]) -> _Result:
+        try:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                return step(Transaction(connection))
+        except sa.exc.SQLAlchemyError as error:
+            raise _storage_error(error) from error
+
+    def _truncate_log(self) -> None:
+        # Outside a transaction; a busy reader only means that the next checkpoint does it.
+        raw = self._engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            raw.close()
+
+    def _write_batches(self) -> None:
+        closing = False
+        while not closing:
+            batch: list[_Job] = []
+            job = self._jobs.get()
+            while job is not None:
+                # A caller who has gone before its turn wants nothing written.
+                if job.future.set_running_or_notify_cancel():
+                    batch.append(job)
+                if len(batch) == _BATCH_MAX:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            closing = job is None
+            if batch:
+                for outcome in self._commit(batch):
+                    _resolve(outcome)
+
+    def _commit(self, batch: list[_Job]) -> list[_Outcome]:
+        try:
+            with self._engine.begin() as connection:
+                return [_run(connection, job) for job in batch]
+        except Exception as error:  # noqa: BLE001  (the outermost loop of the writer)
+            if len(batch) > 1:
+                # One of them spoils the transaction, and it is not known which.
+                return [outcome for job in batch for outcome in self._commit([job])]
+            if isinstance(error, sa.exc.SQLAlchemyError):
+                _log.error("write failed", exc_info=error)
+                return [_Outcome(batch[0], error=_storage_error(error))]
+            return [_Outcome(batch[0], error=error)]
+
+
+def _run(connection: sa.Connection, job: _Job) -> _Outcome:
+    try:
+        with connection.begin_nested():
+            return _Outcome(job, job.step(Transaction(connection)))
+    except SealcombError as error:
+        return _Outcome(job, error=error)
+
+
+def _resolve(outcome: _Outcome) -> None:
+    if outcome.error is None:
+        outcome.job.future.set_result(outcome.result)
+    else:
+        outcome.job.future.set_exception(outcome.error)
+
+
+def _storage_error(error: sa.exc.SQLAlchemyError) -> SealcombError:
+    if "is full" in str(getattr(error, "orig", "")):
+        return ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
+    return Unavailable("the key store failed; try again", reason="STORAGE_FAILED", retry_after_s=1.0)

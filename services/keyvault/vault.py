@@ -1,0 +1,244 @@
+"""The life of an account's KMS key: made once, rotated, disabled and enabled, destroyed.
+
+Every change is durable and in the audit chain before it is answered, and told to the services at
+once. An account has one key: making it again changes nothing, and a destroyed one never returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from functools import partial
+
+from services.common import ids
+from services.common.clock import Clock
+from services.common.errors import Aborted, SealcombError, invalid
+from services.keyvault import policy
+from services.keyvault.asker import Asker
+from services.keyvault.completion import Completion
+from services.keyvault.events import KeyChange, KeyEvents
+from services.keyvault.kms.protocol import Kms
+from services.keyvault.policy import AccountUnknown
+from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, KeyState
+from services.keyvault.store import Store
+from services.keyvault.transaction import Transaction
+
+# The account of the installation itself; no id has this form.
+INSTALLATION = "installation"
+_FINGERPRINT = "kms"
+_ROTATION_TRIES = 10
+_REWRAPS_A_TURN = 64
+_ACTION = re.compile(r"(account|token)\.[a-z_]{1,40}")
+_RESOURCE = re.compile(r"[0-9A-Za-z]{0,64}")
+
+
+class WrongInstallation(ValueError):
+    """The database belongs to another root key."""
+
+
+class Vault:
+    """Accounts' keys in one KMS."""
+
+    def __init__(
+        self, store: Store, kms: Kms, events: KeyEvents, clock: Clock, completion: Completion
+    ) -> None:
+        self._store = store
+        self._kms = kms
+        self._events = events
+        self._clock = clock
+        # What was committed is also told, although the caller has hung up in between.
+        self._completion = completion
+
+    async def bind_installation(self) -> None:
+        """Binds a new database to the KMS; raises WrongInstallation for one that is bound to another."""
+        bound = await self._store.read(lambda tx: tx.installation_value(_FINGERPRINT))
+        if bound is None:
+            await self._store.write(lambda tx: tx.set_installation_value(_FINGERPRINT, self._kms.fingerprint))
+        elif not hmac.compare_digest(bound, self._kms.fingerprint):
+            raise WrongInstallation("the root key is not the one of this database; restore the right one")
+
+    async def provision(self, asker: Asker) -> None:
+        """Makes the account's key if there is none."""
+        if not ids.is_id(asker.account) and asker.account != INSTALLATION:
+            raise invalid("account", "is not an id")
+        if await self._store.read(lambda tx: tx.account(asker.account)) is None:
+            key = await self._kms.new_key(asker.account, 1)
+            if await self._store.write(partial(self._add_account, asker, key)):
+                return
+            # Somebody else was first, so nothing was ever wrapped under this one.
+            await self._kms.destroy_key(key)
+        await self.describe(asker)
+
+    async def describe(self, asker: Asker) -> AccountRecord:
+        """The account as it is. Raises AccountUnknown."""
+        return _known(await self._store.read(lambda tx: tx.account(asker.account)))
+
+    async def rotate(self, asker: Asker) -> AccountRecord:
+        """Makes a new version of the key, re-wraps every data key with it and destroys the old version.
+
+        All or nothing, in one transaction. Data keys stay the same, so nothing is sealed anew.
+        """
+        return await self._completion.run(self._rotate(asker))
+
+    async def disable(self, asker: Asker) -> AccountRecord:
+        """Refuses every release from now on, and ends the account's permits."""
+        return await self._completion.run(self._disable(asker))
+
+    async def enable(self, asker: Asker) -> AccountRecord:
+        """Allows releases again."""
+        return await self._completion.run(self._enable(asker))
+
+    async def set_suspended(self, asker: Asker, suspended: bool) -> None:
+        """Suspends or resumes releases, whatever the state of the key; suspending ends its permits."""
+        await self._completion.run(self._suspend(asker) if suspended else self._resume(asker))
+
+    async def destroy(self, asker: Asker) -> None:
+        """Destroys the account's key and its data keys, for good; no error if that was done already."""
+        await self._completion.run(self._destroy(asker))
+
+    async def record(self, asker: Asker, action: str, resource: str) -> None:
+        """Adds an administrative act that happened elsewhere to the account's chain."""
+        if not _ACTION.fullmatch(action):
+            raise invalid("action", "is not account.* or token.*")
+        if not _RESOURCE.fullmatch(resource):
+            raise invalid("resource", "is not an id")
+        await self._store.write(partial(self._append, asker, action, resource, None))
+
+    async def _rotate(self, asker: Asker) -> AccountRecord:
+        account, old = await self._store.read(partial(_with_keys, asker.account))
+        refusal = policy.account_refusal(account)
+        if refusal is not None:
+            await self._store.write(partial(self._append, asker, "key.rotate", "", refusal))
+            raise refusal
+        new = await self._kms.new_key(asker.account, account.version + 1)
+        rewrapped: dict[str, DataKeyRecord] = {}
+        for _ in range(_ROTATION_TRIES):
+            for record in await self._store.read(lambda tx: tx.data_keys_below(asker.account, new.version)):
+                if record.wrapping.key_id not in rewrapped:
+                    rewrapped[record.wrapping.key_id] = await self._rewrap(old[record.version], new, record)
+                    if len(rewrapped) % _REWRAPS_A_TURN == 0:
+                        await asyncio.sleep(0)
+            after = await self._store.write(
+                partial(self._commit_rotation, asker, account.version, new, rewrapped)
+            )
+            if after is not None:
+                for key in old.values():
+                    await self._kms.destroy_key(key)
+                await self._store.scrub()
+                return after
+        raise Aborted("the account makes data keys faster than they are re-wrapped; repeat the call")
+
+    async def _disable(self, asker: Asker) -> AccountRecord:
+        after = await self._store.write(partial(self._set_state, asker, KeyState.DISABLED, "key.disable"))
+        self._kms.forget(asker.account)
+        self._events.publish(KeyChange.DISABLED, asker.account)
+        return after
+
+    async def _enable(self, asker: Asker) -> AccountRecord:
+        after = await self._store.write(partial(self._set_state, asker, KeyState.ENABLED, "key.enable"))
+        self._events.publish(KeyChange.ENABLED, asker.account)
+        return after
+
+    async def _suspend(self, asker: Asker) -> None:
+        await self._store.write(partial(self._set_suspended, asker, True))
+        self._kms.forget(asker.account)
+        self._events.publish(KeyChange.SUSPENDED, asker.account)
+
+    async def _resume(self, asker: Asker) -> None:
+        await self._store.write(partial(self._set_suspended, asker, False))
+        self._events.publish(KeyChange.RESUMED, asker.account)
+
+    async def _destroy(self, asker: Asker) -> None:
+        keys = await self._store.write(partial(self._delete_keys, asker))
+        self._kms.forget(asker.account)
+        self._events.publish(KeyChange.ACCOUNT_DESTROYED, asker.account)
+        for key in keys:
+            await self._kms.destroy_key(key)
+        await self._store.scrub()
+
+    # What follows runs inside a transaction.
+
+    def _add_account(self, asker: Asker, key: AccountKey, tx: Transaction) -> bool:
+        if tx.account(asker.account) is not None:
+            return False
+        now_us = self._now_us()
+        tx.add_account(key, self._kms.provider, now_us)
+        tx.append(_known(tx.account(asker.account)), asker.act(now_us, "key.provision"))
+        return True
+
+    def _set_state(self, asker: Asker, state: KeyState, action: str, tx: Transaction) -> AccountRecord:
+        account = _known(tx.account(asker.account))
+        tx.update_account(account.id, state=state.value)
+        if state is not KeyState.ENABLED:
+            tx.end_permits(account.id)
+        tx.append(account, asker.act(self._now_us(), action))
+        return _known(tx.account(account.id))
+
+    def _set_suspended(self, asker: Asker, suspended: bool, tx: Transaction) -> None:
+        account = _known(tx.account(asker.account))
+        tx.update_account(account.id, suspended=suspended)
+        if suspended:
+            tx.end_permits(account.id)
+        tx.append(account, asker.act(self._now_us(), "account.suspend" if suspended else "account.resume"))
+
+    def _delete_keys(self, asker: Asker, tx: Transaction) -> list[AccountKey]:
+        account = tx.account(asker.account)
+        if account is None:
+            raise AccountUnknown
+        if account.state is KeyState.DESTROYED:
+            return []
+        keys = tx.account_keys(account.id)
+        tx.destroy_account(account.id)
+        tx.append(account, asker.act(self._now_us(), "key.destroy"))
+        return keys
+
+    def _append(
+        self, asker: Asker, action: str, resource: str, refusal: SealcombError | None, tx: Transaction
+    ) -> None:
+        account = tx.account(asker.account)
+        if account is None:
+            raise AccountUnknown
+        tx.append(account, asker.act(self._now_us(), action, resource, refusal))
+
+    def _commit_rotation(
+        self,
+        asker: Asker,
+        old_version: int,
+        new: AccountKey,
+        rewrapped: dict[str, DataKeyRecord],
+        tx: Transaction,
+    ) -> AccountRecord | None:
+        account = _known(tx.account(asker.account))
+        refusal = policy.account_refusal(account)
+        if refusal is not None:
+            raise refusal
+        if account.version != old_version:
+            raise Aborted("the key was rotated by another call at the same time; repeat the call if need be")
+        present = [record.wrapping.key_id for record in tx.data_keys_below(account.id, new.version)]
+        if not rewrapped.keys() >= set(present):
+            return None
+        now_us = self._now_us()
+        tx.add_account_key(new, self._kms.provider)
+        tx.rewrap_data_keys([rewrapped[key_id] for key_id in present])
+        tx.delete_account_keys_below(account.id, new.version)
+        tx.update_account(account.id, version=new.version, rotate_us=now_us)
+        tx.append(account, asker.act(now_us, "key.rotate"))
+        return _known(tx.account(account.id))
+
+    async def _rewrap(self, old: AccountKey, new: AccountKey, record: DataKeyRecord) -> DataKeyRecord:
+        secret = await self._kms.unwrap(old, record.wrapping, record.wrapped)
+        return DataKeyRecord(record.wrapping, new.version, await self._kms.wrap(new, record.wrapping, secret))
+
+    def _now_us(self) -> int:
+        return int(self._clock.now_s() * 1e6)
+
+
+def _with_keys(account: str, tx: Transaction) -> tuple[AccountRecord, dict[int, AccountKey]]:
+    return _known(tx.account(account)), {key.version: key for key in tx.account_keys(account)}
+
+
+def _known(account: AccountRecord | None) -> AccountRecord:
+    if account is None or account.state is KeyState.DESTROYED:
+        raise AccountUnknown
+    return account
