@@ -31,6 +31,25 @@ from services.keyvault.schema import (
     PERMITS,
 )
 
+# The statements of a release, built once: building them costs more than running them.
+_ACCOUNT = sa.select(ACCOUNTS).where(ACCOUNTS.c.id == sa.bindparam("account")).with_for_update()
+_ACCOUNT_KEY = sa.select(ACCOUNT_KEYS.c.handle).where(
+    ACCOUNT_KEYS.c.account == sa.bindparam("account"), ACCOUNT_KEYS.c.version == sa.bindparam("version")
+)
+_DATA_KEY = sa.select(DATA_KEYS).where(
+    DATA_KEYS.c.account == sa.bindparam("account"),
+    DATA_KEYS.c.resource == sa.bindparam("resource"),
+    DATA_KEYS.c.purpose == sa.bindparam("purpose"),
+)
+_CURRENT_DATA_KEY = _DATA_KEY.where(DATA_KEYS.c.state == CURRENT)
+_CERTAIN_DATA_KEY = _DATA_KEY.where(DATA_KEYS.c.id == sa.bindparam("key_id"))
+_ADD_EVENT = sa.insert(AUDIT_EVENTS)
+_MOVE_CHAIN_END = (
+    sa.update(ACCOUNTS)
+    .where(ACCOUNTS.c.id == sa.bindparam("account"))
+    .values(audit_sequence=sa.bindparam("sequence"), audit_hash=sa.bindparam("hash"))
+)
+
 
 class Transaction:
     """The statements that the domain needs. Values only: nothing here decides."""
@@ -53,8 +72,7 @@ class Transaction:
 
     def account(self, account: str) -> AccountRecord | None:
         """An account, locked where this transaction may write."""
-        query = sa.select(ACCOUNTS).where(ACCOUNTS.c.id == account).with_for_update()
-        row = self._connection.execute(query).one_or_none()
+        row = self._connection.execute(_ACCOUNT, {"account": account}).one_or_none()
         if row is None:
             return None
         return AccountRecord(
@@ -100,10 +118,8 @@ class Transaction:
 
     def account_key(self, account: str, version: int) -> AccountKey | None:
         """A version of an account's key."""
-        query = sa.select(ACCOUNT_KEYS.c.handle).where(
-            ACCOUNT_KEYS.c.account == account, ACCOUNT_KEYS.c.version == version
-        )
-        handle = self._connection.execute(query).scalar_one_or_none()
+        values = {"account": account, "version": version}
+        handle = self._connection.execute(_ACCOUNT_KEY, values).scalar_one_or_none()
         return None if handle is None else AccountKey(account, version, handle)
 
     def account_keys(self, account: str) -> list[AccountKey]:
@@ -125,14 +141,11 @@ class Transaction:
 
     def data_key(self, wrapping: Wrapping) -> DataKeyRecord | None:
         """A certain data key; the current one of the resource and purpose where `key_id` is empty."""
-        wanted = DATA_KEYS.c.id == wrapping.key_id if wrapping.key_id else DATA_KEYS.c.state == CURRENT
-        query = sa.select(DATA_KEYS).where(
-            DATA_KEYS.c.account == wrapping.account,
-            DATA_KEYS.c.resource == wrapping.resource,
-            DATA_KEYS.c.purpose == wrapping.purpose,
-            wanted,
-        )
-        row = self._connection.execute(query).one_or_none()
+        values = {"account": wrapping.account, "resource": wrapping.resource, "purpose": wrapping.purpose}
+        if wrapping.key_id:
+            values["key_id"] = wrapping.key_id
+        query = _CERTAIN_DATA_KEY if wrapping.key_id else _CURRENT_DATA_KEY
+        row = self._connection.execute(query, values).one_or_none()
         return None if row is None else _data_key(row)
 
     def data_keys_below(self, account: str, version: int) -> list[DataKeyRecord]:
@@ -248,21 +261,23 @@ class Transaction:
         record = audit.link(account.id, account.audit_sequence + 1, account.audit_hash, act)
         act = record.act
         self._connection.execute(
-            sa.insert(AUDIT_EVENTS).values(
-                account=account.id,
-                sequence=record.sequence,
-                time_us=act.time_us,
-                action=act.action,
-                peer=act.peer,
-                token_id=act.token_id,
-                method=act.method,
-                resource=act.resource,
-                outcome=act.outcome,
-                request_id=act.request_id,
-                hash=record.hash,
-            )
+            _ADD_EVENT,
+            {
+                "account": account.id,
+                "sequence": record.sequence,
+                "time_us": act.time_us,
+                "action": act.action,
+                "peer": act.peer,
+                "token_id": act.token_id,
+                "method": act.method,
+                "resource": act.resource,
+                "outcome": act.outcome,
+                "request_id": act.request_id,
+                "hash": record.hash,
+            },
         )
-        self.update_account(account.id, audit_sequence=record.sequence, audit_hash=record.hash)
+        end = {"account": account.id, "sequence": record.sequence, "hash": record.hash}
+        self._connection.execute(_MOVE_CHAIN_END, end)
 
     def events(self, account: str, after: int, limit: int) -> list[AuditRecord]:
         """The audit records of an account after a position, in order."""
