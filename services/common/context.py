@@ -34,6 +34,9 @@ KEYVAULT = "keyvault"
 _PREFIX = b"sealcomb call context v1\0"
 _TEXT_BYTES_MAX = 8192
 _SKEW_S = 5.0
+# Longer lives are refused whoever signed them: a context lives for seconds, a permit for a job.
+_CONTEXT_LIFE_S_MAX = 300.0
+_PERMIT_LIFE_S_MAX = 3600.0
 _CACHE_ENTRIES_MAX = 4096
 
 
@@ -181,14 +184,22 @@ def acting_as(caller: Caller) -> Iterator[None]:
 
 
 def _from_payload(payload: bytes, issuer: str) -> CallContext:
-    fields = json.loads(payload)
-    for name in ("audience", "scopes", "collections"):
-        fields[name] = tuple(fields[name])
-    context = CallContext(**fields)
+    try:
+        fields = json.loads(payload)
+        for name in ("audience", "scopes", "collections"):
+            fields[name] = tuple(fields[name])
+        context = CallContext(**fields)
+        life_s = context.expires_s - context.issued_s
+    except (ValueError, TypeError, KeyError):
+        # Signed, so perhaps by another version of the issuer.
+        raise ContextRefused("fields of another version") from None
     if context.issuer != issuer:
         raise ContextRefused("another issuer's key")
     if bool(context.bearer) != (issuer == KEYVAULT):
         raise ContextRefused("permits come from keyvault, contexts from the gateway")
+    # Written so that a NaN is refused too.
+    if not 0 < life_s <= (_PERMIT_LIFE_S_MAX if context.bearer else _CONTEXT_LIFE_S_MAX):
+        raise ContextRefused("too long a life")
     return context
 
 

@@ -6,6 +6,7 @@ written beside, synced, renamed, and the folder synced, in this order.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -14,15 +15,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from services.common.clock import Clock, SystemClock
 from services.common.errors import NotFound, ResourceExhausted, Unavailable
 
 _KEY = re.compile(r"[0-9a-z][0-9a-z_.-]{0,127}(/[0-9a-z][0-9a-z_.-]{0,127}){0,7}")
 _PART_BYTES = 1024 * 1024
 _TEMP_PREFIX = ".put-"
+# Older than any put still running, also one of another process on the same folder.
+_STALE_S = 3600.0
 
 
 class ObjectStore(Protocol):
-    """Whole objects under keys such as `account/collection/object`. Methods block; call them off the event loop."""
+    """Whole objects under keys such as `account/collection/object`. Methods block: off the event loop."""
 
     def put(self, key: str, parts: Iterable[bytes]) -> None:
         """Stores the parts as one object, durably; replaces an earlier one."""
@@ -43,12 +47,14 @@ class ObjectStore(Protocol):
 class FolderStore:
     """Objects as files below a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A crash between write and rename leaves a part that no key names.
-        for stale in folder.rglob(_TEMP_PREFIX + "*"):
-            stale.unlink(missing_ok=True)
+        for temp in folder.rglob(_TEMP_PREFIX + "*"):
+            with contextlib.suppress(FileNotFoundError):
+                if clock.now_s() - temp.stat().st_mtime > _STALE_S:
+                    temp.unlink()
 
     def put(self, key: str, parts: Iterable[bytes]) -> None:
         """Stores the parts as one object, durably; ResourceExhausted for a full disk."""
@@ -56,7 +62,7 @@ class FolderStore:
         temp = path.parent / (_TEMP_PREFIX + secrets.token_hex(8))
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(temp, "xb", opener=_private) as file:  # noqa: PTH123  (Path.open has no opener)
+            with open(temp, "xb", opener=_private) as file:  # Path.open has no opener
                 for part in parts:
                     file.write(part)
                 file.flush()
@@ -67,7 +73,8 @@ class FolderStore:
             raise _storage_error(error) from error
         finally:
             # Also when the parts themselves fail half way, such as at a cancelled upload.
-            temp.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                temp.unlink()
 
     def get(self, key: str) -> bytes:
         """The object. Raises NotFound."""
@@ -113,7 +120,7 @@ def open_store(url: str) -> ObjectStore:
     scheme, _, rest = url.partition(":")
     if scheme != "file" or not rest:
         raise ValueError("the object store must be file:<folder>")
-    return FolderStore(Path(rest.removeprefix("//")))
+    return FolderStore(Path(rest.removeprefix("//")), SystemClock())
 
 
 def _private(path: str, flags: int) -> int:

@@ -16,7 +16,7 @@ _PR_SET_DUMPABLE = 4
 
 
 def forbid_dumps() -> None:
-    """Turns core dumps and ptrace by other users off for this process and its children; OSError if it cannot."""
+    """Turns core dumps and ptrace by other users off for this process; OSError if it cannot."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
