@@ -122,7 +122,7 @@ def _stamp(properties: object) -> None:
 
 
 def _same_zip(raw: bytes, *, keep_modified: bool = True) -> bytes:
-    """The same archive without the times of its making, and without the template's preview picture's date."""
+    """The same archive without the times of its making."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
@@ -145,4 +145,4 @@ def _without_modified(core: bytes) -> bytes:
 
 if __name__ == "__main__":
     for path in build(Path(sys.argv[1]) if len(sys.argv) > 1 else _HERE / "documents"):
-        print(path.name, path.stat().st_size)
+        sys.stdout.write(f"{path.name} {path.stat().st_size}\n")
