@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -40,25 +40,22 @@ class PageText:
     """The text of one page; `page` counts from 1, 0 where the format has no pages."""
 
     page: int
-    text: str
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One passage: its place in the document, its page, the nearest heading above, its text.
 
-    `offset` is where the text begins in its page, in characters.
+    `offset` is where the text begins in its page, in characters. Heading and text are not printed,
+    so that they cannot reach a log.
     """
 
     index: int
     page: int
-    heading: str
+    heading: str = field(repr=False)
     offset: int
-    text: str
-
-    def __repr__(self) -> str:
-        """Without heading and text, which must not reach a log."""
-        return f"Chunk(index={self.index}, page={self.page}, offset={self.offset})"
+    text: str = field(repr=False)
 
 
 def chunk(
@@ -98,7 +95,7 @@ def iterate_chunks(
     """As `chunk`, one at a time, so that the work can be given up in between."""
     if max_tokens < MAX_TOKENS_MIN or not 0 <= overlap < max_tokens // 2:
         raise ValueError(f"max_tokens is at least {MAX_TOKENS_MIN}, overlap less than its half")
-    # Certain to be too many, since every passage is bounded in characters; saves the work.
+    # Too many whatever the boundaries, since passages are bounded in characters; saves the work.
     if sum(len(page.text) for page in pages) > chunks_max * max_tokens * CHARS_PER_TOKEN_MAX:
         raise _too_many(chunks_max)
     splitter = (MarkdownSplitter if form == "markdown" else TextSplitter).from_callback(

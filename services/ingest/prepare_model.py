@@ -128,7 +128,7 @@ def sha256_file(path: Path) -> str:
 def _is_prepared(out: Path) -> bool:
     try:
         manifest = json.loads((out / "model.json").read_bytes())
-        return (
+        return bool(
             manifest["recipe"] == RECIPE
             and manifest["fingerprint"] == fingerprint()
             and manifest["sha256"] == sha256_file(out / "model.onnx")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
-    def add(self, op: str, inputs: list[str], output: str, *, domain: str = "", **attributes: object) -> str:
+    def add(self, op: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.common.clock import Clock
-from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable, invalid
+from services.common.errors import FailedPrecondition, Unavailable, invalid
 
 TEXT_CHARS_MAX = 100_000
 _BYTES_PER_TOKEN = 3
@@ -33,6 +33,7 @@ _ANSWER_BYTES_PER_NUMBER = 64
 _ANSWER_BYTES_EXTRA = 1 << 16
 _DIMENSION_MAX = 8192
 _BACKOFF_S = 0.25
+_RANDOM = secrets.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class HttpEmbedder:
         *,
         clock: Clock,
         sleep: Callable[[float], None] = time.sleep,
-        jitter: Callable[[], float] = secrets.SystemRandom().random,
+        jitter: Callable[[], float] = _RANDOM.random,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Asks the endpoint for one vector to learn its dimension; raises as `embed` does."""
