@@ -27,7 +27,12 @@ class GenerationFailed(Exception):
 def generate(out: Path) -> None:
     """Write the stubs of every .proto under `protos/` below `out`, in the same folders."""
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    plugins = ("python", "grpc_python", "mypy", "mypy_grpc")
+    outputs = (
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    )
     well_known = Path(str(files("grpc_tools") / "_proto"))
     bin_folder = Path(sys.executable).parent
     arguments = [
@@ -36,7 +41,7 @@ def generate(out: Path) -> None:
         f"--proto_path={well_known}",
         f"--plugin=protoc-gen-mypy={bin_folder / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={bin_folder / 'protoc-gen-mypy_grpc'}",
-        *(f"--{plugin}_out={out}" for plugin in plugins),
+        *outputs,
         *sources,
     ]
     if protoc.main(arguments) != 0:

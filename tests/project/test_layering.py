@@ -16,7 +16,7 @@ _PLANTED = {
     "services/common/planted_b.py": ("import services.ingest\n", "The services never import one another"),
     "client/sealcomb_client/planted_c.py": ("import services.common.ids\n", "The SDK stands alone"),
     "services/common/planted_d.py": ("import sealcomb_client\n", "The services never use the SDK"),
-    "services/keyvault/config.py": ("import services.keyvault.store\n", "Inside a service"),
+    "services/keyvault/config.py": ("import services.keyvault.store\n", "Inside keyvault"),
     "services/vectorstore/planted_e.py": ("import sqlalchemy\n", "A database is reached only by a store"),
     "services/vectorstore/planted_f.py": ("import hnswlib\n", "hnswlib only in the index"),
     "services/vectorstore/planted_g.py": ("import cryptography\n", "Cryptography only in"),
