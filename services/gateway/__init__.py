@@ -1,0 +1,1 @@
+"""The gateway: Envoy as the data plane, and the policy process that decides about every call."""

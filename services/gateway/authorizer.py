@@ -1,0 +1,173 @@
+"""Decides about every call at the edge: which token, which account, which scope, how many calls are left.
+
+Deny by default. A token that is not valid costs its client's address, never an account. Nothing
+here logs or repeats what a caller sent.
+"""
+
+from __future__ import annotations
+
+from services.common.clock import Clock
+from services.common.errors import (
+    PermissionDenied,
+    QuotaViolation,
+    ResourceExhausted,
+    SealcombError,
+    Unauthenticated,
+)
+from services.common.methods import EDGE_METHODS, PublicMethod, Scope
+from services.gateway.buckets import AddressFailures
+from services.gateway.contexts import REUSE_S, ContextMint
+from services.gateway.sessions import Grant, Session, Sessions
+from services.gateway.tokens import Pepper, has_token_form, id_in
+
+_SCHEME = b"bearer "
+
+
+class Authorizer:
+    """Admits or refuses calls; `admit` decides at once wherever it can."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        pepper: Pepper,
+        mint: ContextMint,
+        failures: AddressFailures,
+        usage: UsageLog,
+        clock: Clock,
+    ) -> None:
+        self._sessions = sessions
+        self._pepper = pepper
+        self._mint = mint
+        self._failures = failures
+        self._usage = usage
+        self._clock = clock
+
+    def admit(self, path: str, authorization: bytes | None, address: str) -> Grant | None:
+        """The grant of a call, or None if deciding takes `admit_slowly`. Raises SealcombError to refuse."""
+        method = _method(path)
+        token = self._token(authorization, address)
+        digest = self._pepper.digest(token)
+        session = self._sessions.held(digest)
+        if session is None:
+            self._check_failures(address)
+            try:
+                session = self._sessions.load(id_in(token), digest)
+            except (Unauthenticated, PermissionDenied):
+                self._failures.count(address)
+                raise
+            if session is None:
+                return None
+        return self._grant(session, method)
+
+    async def admit_slowly(self, path: str, authorization: bytes | None, address: str) -> Grant:
+        """The grant of a call whose token must be opened first. Raises SealcombError to refuse."""
+        method = _method(path)
+        token = self._token(authorization, address)
+        try:
+            session = await self._sessions.load_restricted(id_in(token), self._pepper.digest(token))
+        except (Unauthenticated, PermissionDenied):
+            self._failures.count(address)
+            raise
+        return self._grant(session, method)
+
+    def _token(self, authorization: bytes | None, address: str) -> bytes:
+        if authorization is None:
+            raise self._failed(
+                address, "the call carries no token; send `authorization: Bearer <token>`", "TOKEN_MISSING"
+            )
+        if authorization[:7].lower() != _SCHEME or not has_token_form(token := authorization[7:]):
+            raise self._failed(
+                address, "the token is malformed; check that it was copied whole", "TOKEN_MALFORMED"
+            )
+        return token
+
+    def _failed(self, address: str, message: str, reason: str) -> SealcombError:
+        self._check_failures(address)
+        self._failures.count(address)
+        return Unauthenticated(message, reason=reason)
+
+    def _check_failures(self, address: str) -> None:
+        wait_s = self._failures.wait_s(address)
+        if wait_s:
+            raise ResourceExhausted(
+                "too many failed authentications from this address; wait and check the token",
+                reason="TOO_MANY_FAILURES",
+                quotas=[QuotaViolation("address", "failed authentications")],
+                retry_after_s=wait_s,
+            )
+
+    def _grant(self, session: Session, method: PublicMethod) -> Grant:
+        now_s = self._clock.now_s()
+        identity = session.identity
+        if now_s >= identity.expires_s:
+            raise Unauthenticated("the token has expired; use another", reason="TOKEN_EXPIRED")
+        monotonic_s = self._clock.monotonic_s()
+        _take(session, method.cost, monotonic_s)
+        minute = int(now_s // 60)
+        if minute != session.used_minute:
+            session.used_minute = minute
+            self._usage.note(identity.token_id, minute * 60_000)
+        grant = session.grants.get(method.path)
+        if grant is None or monotonic_s >= grant.until_s:
+            _check_scope(session, method)
+            until_s = monotonic_s + min(REUSE_S, identity.expires_s - now_s)
+            grant = Grant(identity.account, self._mint.for_call(identity, method), until_s)
+            session.grants[method.path] = grant
+        return grant
+
+
+class UsageLog:
+    """When tokens were last used, to the minute, until somebody writes it down."""
+
+    def __init__(self) -> None:
+        self._times_ms: dict[str, int] = {}
+
+    def note(self, token_id: str, time_ms: int) -> None:
+        """A token was used in the minute that began at this time."""
+        self._times_ms[token_id] = time_ms
+
+    def take(self) -> list[tuple[str, int]]:
+        """What was noted since the last time."""
+        times, self._times_ms = self._times_ms, {}
+        return list(times.items())
+
+
+def _method(path: str) -> PublicMethod:
+    method = EDGE_METHODS.get(path)
+    if method is None:
+        # Envoy routes listed methods only; this is the second lock on the same door.
+        raise PermissionDenied("no such method")
+    return method
+
+
+def _check_scope(session: Session, method: PublicMethod) -> None:
+    needed = method.scope
+    if needed is Scope.ANY:
+        return
+    is_operator = not session.identity.account
+    if needed.value not in session.identity.scopes or is_operator != (needed is Scope.OPERATOR):
+        raise PermissionDenied(
+            f"the token lacks the scope {needed.value}; use one that has it", reason="SCOPE_MISSING"
+        )
+
+
+def _take(session: Session, cost: float, now_s: float) -> None:
+    # Both or neither: a call that one bucket refuses must not drain the other.
+    account_wait_s = session.account_bucket.wait_s(cost, now_s)
+    token_wait_s = session.token_bucket.wait_s(cost, now_s)
+    if not account_wait_s and not token_wait_s:
+        session.account_bucket.take(cost)
+        session.token_bucket.take(cost)
+        return
+    subject = "account" if account_wait_s >= token_wait_s else "token"
+    raise ResourceExhausted(
+        "too many calls; wait as long as the retry info says",
+        reason="RATE_LIMITED",
+        quotas=[
+            QuotaViolation(
+                subject,
+                f"{session.limits.calls_per_second:g} calls per second, bursts of {session.limits.burst}",
+            )
+        ],
+        retry_after_s=max(account_wait_s, token_wait_s),
+    )

@@ -1,0 +1,55 @@
+"""Settings of the policy process and of the Envoy that it runs.
+
+Everything is validated before anything listens. Secrets are paths of files.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.settings import ServiceSettings
+
+_ADDRESS = r"^[^\s]+:\d{1,5}$"
+
+
+class GatewaySettings(ServiceSettings):
+    """Settings of the gateway, read from the environment with the prefix SEALCOMB_."""
+
+    # The edge: where clients connect, and the folder with its cert.pem and key.pem.
+    edge_listen: str = Field(pattern=_ADDRESS)
+    edge_tls_dir: Path
+    # Private folder (0700) for sockets and Envoy's configuration.
+    run_dir: Path
+    keyvault_address: str = Field(pattern=_ADDRESS)
+    vectorstore_address: str = Field(pattern=_ADDRESS)
+    ingest_address: str = Field(pattern=_ADDRESS)
+    # Ed25519 private key (PEM) that signs call contexts.
+    context_key_file: Path
+    # 32 random bytes that key the token hashes.
+    token_pepper_file: Path
+    # Where the first operator token is written, once.
+    operator_token_file: Path
+
+    # Limits of an account that has none of its own.
+    calls_per_second: float = Field(default=200.0, gt=0, le=1_000_000)
+    burst: int = Field(default=400, ge=1, le=1_000_000)
+    # The part of its account's limits that one token may use.
+    token_share: float = Field(default=1.0, gt=0, le=1)
+    # Failed authentications per client address, and how many may come at once.
+    failures_per_second: float = Field(default=5.0, gt=0, le=10_000)
+    failure_burst: int = Field(default=50, ge=1, le=10_000)
+
+    edge_connections_max: int = Field(default=10_000, ge=1, le=1_000_000)
+    edge_memory_bytes_max: int = Field(default=1 << 30, ge=1 << 27)
+    # Largest request of a method that does not stream.
+    edge_message_bytes_max: int = Field(default=4 << 20, ge=1 << 16, le=64 << 20)
+    # Worker threads of Envoy; 0: one per core.
+    envoy_concurrency: int = Field(default=0, ge=0, le=256)
+
+    @property
+    def envoy_workers(self) -> int:
+        """Worker threads of Envoy."""
+        return self.envoy_concurrency or os.cpu_count() or 1

@@ -1,0 +1,281 @@
+"""The listener of the edge: TLS, HTTP/2 and its limits, the filters, and one exact route for each method."""
+
+from __future__ import annotations
+
+import base64
+
+from services.common.context import HEADER
+from services.common.errors import Unimplemented
+from services.common.methods import EDGE_METHODS, GATEWAY, HEALTH_METHODS, PublicMethod
+from services.common.rpc.status import status_proto
+from services.gateway.envoy.headers import unlisted_pattern
+from services.gateway.envoy.plan import (
+    CONNECTION_WINDOW_BYTES,
+    POLICY_CLUSTER,
+    SDS_EDGE,
+    STREAM_WINDOW_BYTES,
+    TLS13,
+    TYPE,
+    EdgePlan,
+    Json,
+    sds_config,
+    socket_address,
+)
+from services.gateway.ext_authz import ACCOUNT_HEADER, ADDRESS_HEADER
+
+_FILTERS = TYPE + "extensions.filters.http."
+_EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
+_HEALTH_TIMEOUT_S = 5.0
+_HEALTH_CALLS_PER_SECOND = 100
+# gRPC's own message header in front of a message of the largest size.
+_MESSAGE_PREFIX_BYTES = 5
+
+
+def edge_listener(plan: EdgePlan) -> Json:
+    """The one listener that faces clients."""
+    return {
+        "name": "edge",
+        "address": socket_address(plan.listen),
+        # Two processes must not share the port without knowing; and few long connections want an even spread.
+        "enable_reuse_port": False,
+        "connection_balance_config": {"exact_balance": {}},
+        "per_connection_buffer_limit_bytes": CONNECTION_WINDOW_BYTES,
+        "filter_chains": [
+            {
+                "transport_socket_connect_timeout": "5s",
+                "transport_socket": {
+                    "name": "tls",
+                    "typed_config": {
+                        "@type": TYPE + "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                        "common_tls_context": {
+                            "tls_params": TLS13,
+                            "alpn_protocols": ["h2"],
+                            "tls_certificate_sds_secret_configs": [sds_config(plan, SDS_EDGE)],
+                        },
+                    },
+                },
+                "filters": [{"name": "http", "typed_config": _connection_manager(plan)}],
+            }
+        ],
+    }
+
+
+def _connection_manager(plan: EdgePlan) -> Json:
+    return {
+        "@type": TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "edge",
+        "codec_type": "HTTP2",
+        "http2_protocol_options": {
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": STREAM_WINDOW_BYTES,
+            "initial_connection_window_size": CONNECTION_WINDOW_BYTES,
+            "max_outbound_frames": 5000,
+            "max_outbound_control_frames": 500,
+            "max_consecutive_inbound_frames_with_empty_payload": 1,
+            "max_inbound_priority_frames_per_stream": 20,
+            "max_inbound_window_update_frames_per_data_frame_sent": 10,
+            "connection_keepalive": {"interval": "60s", "timeout": "20s", "connection_idle_interval": "60s"},
+        },
+        "common_http_protocol_options": {
+            "idle_timeout": "300s",
+            "max_connection_duration": "3600s",
+            "max_headers_count": 64,
+            # A header with an underscore may be read as one with a hyphen further in.
+            "headers_with_underscores_action": "DROP_HEADER",
+        },
+        "max_request_headers_kb": 16,
+        "request_headers_timeout": "10s",
+        "stream_idle_timeout": "60s",
+        "delayed_close_timeout": "1s",
+        # No name of a server; and no path is changed, so that what is routed is what was sent.
+        "server_header_transformation": "PASS_THROUGH",
+        "normalize_path": False,
+        "merge_slashes": False,
+        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+        "use_remote_address": True,
+        "skip_xff_append": True,
+        "generate_request_id": True,
+        "early_header_mutation_extensions": [_header_allow_list()],
+        "local_reply_config": _LOCAL_REPLIES,
+        "http_filters": [
+            {"name": _LIMIT_FILTER, "typed_config": _local_limit()},
+            {"name": _EXT_AUTHZ_FILTER, "typed_config": _ext_authz(plan)},
+            {"name": _BUFFER_FILTER, "typed_config": _buffer(plan)},
+            {
+                "name": "router",
+                "typed_config": {"@type": _FILTERS + "router.v3.Router", "suppress_envoy_headers": True},
+            },
+        ],
+        "route_config": {
+            "name": "methods",
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [
+                        *(_route(plan, method) for method in EDGE_METHODS.values()),
+                        *(_health_route(path) for path in HEALTH_METHODS),
+                        _unlisted_route(),
+                    ],
+                    "request_headers_to_remove": ["authorization", ADDRESS_HEADER, "x-forwarded-proto"],
+                    "response_headers_to_remove": ["server", "x-envoy-upstream-service-time"],
+                }
+            ],
+        },
+    }
+
+
+def _header_allow_list() -> Json:
+    return {
+        "name": "header-allow-list",
+        "typed_config": {
+            "@type": TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [
+                {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": unlisted_pattern()}}}},
+                {
+                    "append": {
+                        "header": {
+                            "key": ADDRESS_HEADER,
+                            "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+                        },
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    }
+                },
+            ],
+        },
+    }
+
+
+def _ext_authz(plan: EdgePlan) -> Json:
+    return {
+        "@type": _FILTERS + "ext_authz.v3.ExtAuthz",
+        "transport_api_version": "V3",
+        "failure_mode_allow": False,
+        "status_on_error": {"code": "ServiceUnavailable"},
+        "charge_cluster_response_stats": False,
+        "allowed_headers": _exact("authorization", ADDRESS_HEADER, "x-request-id"),
+        "http_service": {
+            "server_uri": {"uri": "http://policy", "cluster": POLICY_CLUSTER, "timeout": "1s"},
+            "authorization_response": {
+                "allowed_upstream_headers": _exact(HEADER, ACCOUNT_HEADER),
+                "allowed_client_headers": _exact(
+                    "grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after"
+                ),
+            },
+        },
+    }
+
+
+def _buffer(plan: EdgePlan) -> Json:
+    return {
+        "@type": _FILTERS + "buffer.v3.Buffer",
+        "max_request_bytes": plan.message_bytes_max + _MESSAGE_PREFIX_BYTES,
+    }
+
+
+def _local_limit() -> Json:
+    # Off but where a route turns it on: health, the one method that no token bounds.
+    return {"@type": _FILTERS + "local_ratelimit.v3.LocalRateLimit", "stat_prefix": "health"}
+
+
+def _route(plan: EdgePlan, method: PublicMethod) -> Json:
+    streams = method.path in plan.client_streams
+    return {
+        "match": _exact_match(method.path),
+        "route": {
+            "cluster": method.owner,
+            **_timeouts(method.timeout_s),
+            "hash_policy": [{"header": {"header_name": ACCOUNT_HEADER}}],
+            "retry_policy": _RETRY,
+        },
+        "typed_per_filter_config": {_BUFFER_FILTER: _no_buffer()} if streams else {},
+    }
+
+
+def _health_route(path: str) -> Json:
+    whole = {"numerator": 100, "denominator": "HUNDRED"}
+    return {
+        "match": _exact_match(path),
+        "route": {"cluster": GATEWAY, **_timeouts(_HEALTH_TIMEOUT_S)},
+        "typed_per_filter_config": {
+            _EXT_AUTHZ_FILTER: _no_policy(),
+            _LIMIT_FILTER: {
+                **_local_limit(),
+                "token_bucket": {
+                    "max_tokens": _HEALTH_CALLS_PER_SECOND,
+                    "tokens_per_fill": _HEALTH_CALLS_PER_SECOND,
+                    "fill_interval": "1s",
+                },
+                "filter_enabled": {"default_value": whole},
+                "filter_enforced": {"default_value": whole},
+                "rate_limited_as_resource_exhausted": True,
+            },
+        },
+    }
+
+
+def _unlisted_route() -> Json:
+    message = "no such method"
+    details = (
+        base64.b64encode(status_proto(Unimplemented(message), "").SerializeToString()).decode().rstrip("=")
+    )
+    return {
+        "match": {"prefix": "/"},
+        # For gRPC, Envoy makes status 12 of 404.
+        "direct_response": {"status": 404, "body": {"inline_string": message}},
+        "response_headers_to_add": [{"header": {"key": "grpc-status-details-bin", "value": details}}],
+        "typed_per_filter_config": {_EXT_AUTHZ_FILTER: _no_policy(), _BUFFER_FILTER: _no_buffer()},
+    }
+
+
+def _exact_match(path: str) -> Json:
+    return {
+        "path": path,
+        "grpc": {},
+        # The path match overlooks a query; the header match does not.
+        "headers": [
+            {"name": ":path", "string_match": {"exact": path}},
+            {"name": ":method", "string_match": {"exact": "POST"}},
+        ],
+    }
+
+
+def _timeouts(seconds: float) -> Json:
+    limit = f"{seconds:g}s"
+    return {
+        # The stream's duration is what is bounded; a client's own deadline counts where it is shorter.
+        "timeout": "0s",
+        "max_stream_duration": {"max_stream_duration": limit, "grpc_timeout_header_max": limit},
+    }
+
+
+def _no_policy() -> Json:
+    return {"@type": _FILTERS + "ext_authz.v3.ExtAuthzPerRoute", "disabled": True}
+
+
+def _no_buffer() -> Json:
+    return {"@type": _FILTERS + "buffer.v3.BufferPerRoute", "disabled": True}
+
+
+_RETRY: Json = {
+    # Only where the service cannot have begun: a write is never sent twice by the edge.
+    "retry_on": "connect-failure,refused-stream,reset-before-request",
+    "num_retries": 2,
+    "host_selection_retry_max_attempts": 3,
+    "retry_host_predicate": [
+        {
+            "name": "previous-hosts",
+            "typed_config": {
+                "@type": TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+            },
+        }
+    ],
+    "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+}
+
+
+def _exact(*names: str) -> Json:
+    return {"patterns": [{"exact": name} for name in names]}
+
+
+_LOCAL_REPLIES: Json = {"mappers": []}

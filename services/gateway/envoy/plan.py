@@ -1,0 +1,53 @@
+"""What Envoy's configuration is made of, and the small parts that the listener and the clusters share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+TYPE = "type.googleapis.com/envoy."
+SDS_EDGE, SDS_INNER, SDS_CA = "edge", "inner", "inner-ca"
+STREAM_WINDOW_BYTES = 64 * 1024
+CONNECTION_WINDOW_BYTES = 1024 * 1024
+POLICY_CLUSTER = "ext_authz"
+TLS13: Json = {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"}
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePlan:
+    """What the configuration is made of."""
+
+    listen: str
+    edge_tls_dir: Path
+    inner_tls_dir: Path
+    run_dir: Path
+    # host:port of each service's inner listener, the policy process's own included.
+    addresses: dict[str, str]
+    connections_max: int
+    memory_bytes_max: int
+    message_bytes_max: int
+    # Public methods whose request is a stream, which is never buffered whole.
+    client_streams: frozenset[str]
+
+    @property
+    def policy_socket(self) -> Path:
+        """Where the authorization server listens."""
+        return self.run_dir / "policy.sock"
+
+
+def sds_config(plan: EdgePlan, name: str) -> Json:
+    """Where Envoy finds the secret of this name."""
+    source = {
+        "path": str(plan.run_dir / f"sds-{name}.json"),
+        "watched_directory": {"path": str(plan.run_dir)},
+    }
+    return {"name": name, "sds_config": {"path_config_source": source, "resource_api_version": "V3"}}
+
+
+def socket_address(text: str) -> Json:
+    """A host:port as Envoy wants it."""
+    host, port = text.rsplit(":", 1)
+    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}

@@ -1,0 +1,201 @@
+"""The authorization server that Envoy asks about every call: HTTP/1.1 over a Unix socket.
+
+Envoy sends the call's method, path and a few named headers, never a body, one request at a time on
+each connection. An allowed call is answered 200 with the headers to add; a refused one with a
+status that Envoy turns into a reply, and the gRPC status itself in headers that it passes on.
+Whatever goes wrong here refuses the call. Nothing of a request is ever logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from pathlib import Path
+from typing import cast
+from urllib.parse import quote
+
+import structlog
+from prometheus_client import Counter
+
+from services.common.context import HEADER
+from services.common.errors import Kind, SealcombError, Unavailable
+from services.common.rpc.status import status_proto
+from services.gateway.authorizer import Authorizer
+from services.gateway.sessions import Grant
+
+ACCOUNT_HEADER = "sealcomb-account"
+ADDRESS_HEADER = "sealcomb-client"
+DECIDE_S = 0.8
+_log = structlog.get_logger("ext_authz")
+_REQUEST_BYTES_MAX = 64 * 1024
+_CONNECTIONS_MAX = 4096
+_END = b"\r\n\r\n"
+
+_decisions = Counter("sealcomb_edge_decisions_total", "Decisions about calls at the edge", ["outcome"])
+_allowed = _decisions.labels("OK")
+
+# The HTTP status that Envoy acts upon; the gRPC status in the headers is what a client sees.
+_HTTP_STATUS = {
+    Kind.UNAUTHENTICATED: b"401 Unauthorized",
+    Kind.PERMISSION_DENIED: b"403 Forbidden",
+    Kind.FAILED_PRECONDITION: b"400 Bad Request",
+    Kind.RESOURCE_EXHAUSTED: b"429 Too Many Requests",
+}
+
+
+class Malformed(Exception):
+    """A request that Envoy would not send; the connection is closed."""
+
+
+class ExtAuthz(asyncio.Protocol):
+    """One connection from Envoy."""
+
+    def __init__(self, authorizer: Authorizer, connections: set[ExtAuthz]) -> None:
+        self._authorizer = authorizer
+        self._connections = connections
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._pending: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the connection, unless there are too many."""
+        self._transport = cast("asyncio.Transport", transport)
+        if len(self._connections) >= _CONNECTIONS_MAX:
+            self._transport.abort()
+            return
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends what was being decided for it."""
+        self._connections.discard(self)
+        if self._pending is not None:
+            self._pending.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Answers every whole request."""
+        self._buffer = self._buffer + data if self._buffer else data
+        while self._buffer and self._pending is None:
+            end = self._buffer.find(_END)
+            if end < 0:
+                if len(self._buffer) > _REQUEST_BYTES_MAX:
+                    self.close()
+                return
+            head, self._buffer = self._buffer[:end], self._buffer[end + 4 :]
+            try:
+                self._decide(head)
+            except Malformed:
+                _log.warning("malformed authorization request")
+                self.close()
+                return
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _decide(self, head: bytes) -> None:
+        path, headers = _parse(head)
+        authorization = headers.get(b"authorization")
+        address = headers.get(ADDRESS_HEADER.encode(), b"").decode("latin-1")
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:64]
+        try:
+            grant = self._authorizer.admit(path, authorization, address)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the call is refused)
+            self._write(_refuse(error, request_id))
+            return
+        if grant is not None:
+            self._write(_allow(grant))
+            return
+        self._pending = asyncio.get_running_loop().create_task(
+            self._decide_slowly(path, authorization, address, request_id)
+        )
+
+    async def _decide_slowly(
+        self, path: str, authorization: bytes | None, address: str, request_id: str
+    ) -> None:
+        try:
+            async with asyncio.timeout(DECIDE_S):
+                answer = _allow(await self._authorizer.admit_slowly(path, authorization, address))
+        except Exception as error:  # noqa: BLE001  (as above)
+            answer = _refuse(error, request_id)
+        self._pending = None
+        self._write(answer)
+        if self._buffer:
+            self.data_received(b"")
+
+    def _write(self, answer: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer)
+
+
+class ExtAuthzServer:
+    """The server on its socket, which only this user can reach."""
+
+    def __init__(self, authorizer: Authorizer, socket_path: Path) -> None:
+        self._authorizer = authorizer
+        self._path = socket_path
+        self._connections: set[ExtAuthz] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listens; a socket file left by an earlier process is replaced."""
+        self._path.unlink(missing_ok=True)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: ExtAuthz(self._authorizer, self._connections), str(self._path), backlog=1024
+        )
+        self._path.chmod(0o600)
+
+    async def stop(self) -> None:
+        """Stops listening and closes every connection."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _parse(head: bytes) -> tuple[str, dict[bytes, bytes]]:
+    lines = head.split(b"\r\n")
+    request_line = lines[0].split(b" ")
+    if len(request_line) != 3 or request_line[2] != b"HTTP/1.1":
+        raise Malformed
+    headers: dict[bytes, bytes] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        name = name.lower()
+        if not colon or name in headers:
+            raise Malformed
+        headers[name] = value.strip()
+    # A body would be taken for the next request.
+    if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+        raise Malformed
+    return request_line[1].decode("latin-1"), headers
+
+
+def _allow(grant: Grant) -> bytes:
+    _allowed.inc()
+    if not grant.rendered:
+        account = f"{ACCOUNT_HEADER}: {grant.account}\r\n" if grant.account else ""
+        text = f"HTTP/1.1 200 OK\r\n{HEADER}: {grant.context}\r\n{account}content-length: 0\r\n\r\n"
+        grant.rendered = text.encode("ascii")
+    return grant.rendered
+
+
+def _refuse(error: Exception, request_id: str) -> bytes:
+    if not isinstance(error, SealcombError):
+        _log.error("decision failed", request_id=request_id, exc_info=error)
+        error = Unavailable("the call could not be authorised; try again", retry_after_s=1.0)
+    _decisions.labels(error.kind.name).inc()
+    details = base64.b64encode(status_proto(error, request_id).SerializeToString()).rstrip(b"=")
+    parts = [
+        b"HTTP/1.1 ", _HTTP_STATUS.get(error.kind, b"503 Service Unavailable"),
+        b"\r\ngrpc-status: ", str(error.kind.value).encode(),
+        b"\r\ngrpc-message: ", quote(error.message, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode(),
+        b"\r\ngrpc-status-details-bin: ", details,
+    ]  # fmt: skip
+    if error.retry_after_s is not None:
+        parts += [b"\r\nretry-after: ", str(max(1, math.ceil(error.retry_after_s))).encode()]
+    parts.append(b"\r\ncontent-length: 0\r\n\r\n")
+    return b"".join(parts)

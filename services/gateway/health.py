@@ -1,0 +1,53 @@
+"""The health that the edge shows: SERVING only while every service behind it says so.
+
+Nothing else is told: not which service is missing, nor any name or version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_log = structlog.get_logger("health")
+_PERIOD_S = 1.0
+_TIMEOUT_S = 1.0
+
+
+class HealthPoller:
+    """Asks the services every second and passes on whether all of them serve."""
+
+    def __init__(
+        self, channels: Mapping[str, grpc.aio.Channel], set_ready: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        self._stubs = {service: health_pb2_grpc.HealthStub(channel) for service, channel in channels.items()}
+        self._set_ready = set_ready
+        self._down: frozenset[str] | None = None
+
+    async def run(self) -> None:
+        """Polls until cancelled."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(_PERIOD_S)
+
+    async def poll(self) -> None:
+        """Asks all services once."""
+        answers = await asyncio.gather(*(self._serves(stub) for stub in self._stubs.values()))
+        down = frozenset(service for service, serves in zip(self._stubs, answers, strict=True) if not serves)
+        if down == self._down:
+            return
+        for service in sorted(down - (self._down or frozenset())):
+            _log.warning("service is not serving", peer=service)
+        self._down = down
+        await self._set_ready(not down)
+
+    async def _serves(self, stub: health_pb2_grpc.HealthStub) -> bool:
+        try:
+            response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
+        except grpc.RpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)

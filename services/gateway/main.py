@@ -1,0 +1,222 @@
+"""The gateway's process: policy, the token and account services, and Envoy as its child."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import structlog
+import uvloop
+from prometheus_client import start_http_server
+from pydantic import ValidationError
+
+from sealcomb.v1 import account_service_pb2_grpc, token_service_pb2_grpc
+from services.common.clock import SystemClock
+from services.common.context import ContextSigner, ContextVerifier
+from services.common.datakeys import DataKeys
+from services.common.methods import GATEWAY, INGEST, KEYVAULT, REFLECTION_METHODS, VECTORSTORE
+from services.common.process import forbid_dumps
+from services.common.rpc.authorization import rules_for
+from services.common.rpc.channel import open_channel
+from services.common.rpc.interceptor import GuardInterceptor
+from services.common.rpc.keyvault import KeyEvent, KeyvaultClient
+from services.common.rpc.server import InnerServer
+from services.common.telemetry import configure_logging
+from services.gateway.accounts import Accounts
+from services.gateway.authorizer import Authorizer, UsageLog
+from services.gateway.buckets import AddressFailures, Limits
+from services.gateway.config import GatewaySettings
+from services.gateway.contexts import ContextMint
+from services.gateway.envoy.plan import EdgePlan
+from services.gateway.envoy.supervisor import EnvoyRefused, EnvoySupervisor, envoy_binary
+from services.gateway.ext_authz import ExtAuthzServer
+from services.gateway.files import private_folder
+from services.gateway.health import HealthPoller
+from services.gateway.issuer import TokenIssuer
+from services.gateway.operator import ensure_operator_token, replace_operator_token
+from services.gateway.positions import page_key
+from services.gateway.profiles import Profiles
+from services.gateway.reflection import add_reflection, client_stream_methods
+from services.gateway.servicers import AccountServicer, TokenServicer
+from services.gateway.sessions import Sessions
+from services.gateway.store import GatewayStore
+from services.gateway.tokens import Pepper
+
+_log = structlog.get_logger("gateway")
+_MESSAGE_BYTES_MAX = 1024 * 1024
+_USAGE_EVERY_S = 20.0
+_SWEEP_EVERY_S = 30.0
+
+
+def main() -> int:
+    """Runs the gateway until it is told to stop; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="sealcomb-gateway", description=__doc__)
+    parser.add_argument(
+        "--new-operator-token",
+        action="store_true",
+        help="end every operator token, write a new one to SEALCOMB_OPERATOR_TOKEN_FILE, and exit",
+    )
+    arguments = parser.parse_args()
+    try:
+        settings = GatewaySettings()  # type: ignore[call-arg]  # the environment has them
+    except ValidationError as error:
+        # Where, not what: a value may be a secret that went into the wrong variable.
+        places = ", ".join(
+            sorted("SEALCOMB_" + "_".join(map(str, one["loc"])).upper() for one in error.errors())
+        )
+        sys.stderr.write(f"sealcomb-gateway: missing or wrong settings: {places}\n")
+        return 2
+    configure_logging("gateway", settings.log_level)
+    forbid_dumps()
+    if arguments.new_operator_token:
+        _new_operator_token(settings)
+        return 0
+    try:
+        uvloop.run(serve(settings))
+    except EnvoyRefused as error:
+        sys.stderr.write(f"sealcomb-gateway: {error}\n")
+        return 1
+    return 0
+
+
+async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) -> None:
+    """Everything, from the first file to the last goodbye."""
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    clock = SystemClock()
+    private_folder(settings.run_dir)
+    pepper = Pepper.from_file(settings.token_pepper_file)
+    signer = ContextSigner.from_file(settings.context_key_file)
+    verifier = ContextVerifier.from_folder(GATEWAY, settings.context_trust_dir, clock)
+
+    store = GatewayStore(settings.database_url)
+    store.migrate()
+    if ensure_operator_token(store, pepper, settings.operator_token_file, clock, os.urandom):
+        _log.info("operator token written")
+
+    addresses = {
+        KEYVAULT: settings.keyvault_address,
+        VECTORSTORE: settings.vectorstore_address,
+        INGEST: settings.ingest_address,
+    }
+    channels = {
+        service: open_channel(address, service, settings.tls) for service, address in addresses.items()
+    }
+    keyvault = KeyvaultClient(channels[KEYVAULT])
+
+    mint = ContextMint(signer, clock)
+    profiles = Profiles(DataKeys(keyvault, clock))
+    limits = Limits(settings.calls_per_second, settings.burst)
+    sessions = Sessions(store, profiles, mint, clock, limits, settings.token_share)
+    pages = page_key(pepper)
+    accounts = Accounts(store, keyvault, profiles, sessions, mint, pepper, pages, clock, os.urandom)
+    issuer = TokenIssuer(store, keyvault, profiles, sessions, pepper, pages, clock, os.urandom)
+    failure_limits = Limits(settings.failures_per_second, settings.failure_burst)
+    failures = AddressFailures(failure_limits, clock, os.urandom(32))
+    usage = UsageLog()
+    authorizer = Authorizer(sessions, pepper, mint, failures, usage, clock)
+
+    guard = GuardInterceptor(GATEWAY, rules_for(GATEWAY), verifier)
+    server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
+    account_service_pb2_grpc.add_AccountServiceServicer_to_server(
+        AccountServicer(accounts), server.grpc_server
+    )
+    token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(issuer), server.grpc_server)
+    add_reflection(server.grpc_server)
+    await server.start()
+
+    async def on_key_event(event: KeyEvent, account: str, _resource: str) -> None:
+        if event is KeyEvent.RECONNECTED:
+            profiles.drop_all()
+            sessions.drop_all()
+        elif event is not KeyEvent.RESOURCE_DESTROYED:
+            profiles.drop_account(account)
+            sessions.drop_account(account)
+
+    plan = edge_plan(settings, server.port)
+    policy = ExtAuthzServer(authorizer, plan.policy_socket)
+    await policy.start()
+    envoy = EnvoySupervisor(plan, settings.envoy_workers, envoy_binary())
+    poller = HealthPoller(channels, server.set_ready)
+    background = [
+        asyncio.create_task(work)
+        for work in (
+            keyvault.watch(on_key_event),
+            poller.run(),
+            _every(_SWEEP_EVERY_S, accounts.finish_interrupted),
+            _every(_USAGE_EVERY_S, lambda: _write_usage(store, usage)),
+        )
+    ]
+    try:
+        await envoy.prepare()
+        envoy.start()
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, "127.0.0.1")
+        _log.info("gateway started", port=server.port)
+        await stop.wait()
+    finally:
+        await envoy.stop()
+        await policy.stop()
+        await server.stop()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await _write_usage(store, usage)
+        for channel in channels.values():
+            await channel.close()
+        store.close()
+        _log.info("gateway stopped")
+
+
+def edge_plan(settings: GatewaySettings, policy_port: int) -> EdgePlan:
+    """What Envoy's configuration is made of, from the settings."""
+    own_host = settings.listen.rsplit(":", 1)[0]
+    return EdgePlan(
+        listen=settings.edge_listen,
+        edge_tls_dir=settings.edge_tls_dir.absolute(),
+        inner_tls_dir=settings.tls_dir.absolute(),
+        run_dir=settings.run_dir.absolute(),
+        addresses={
+            GATEWAY: f"{own_host}:{policy_port}",
+            KEYVAULT: settings.keyvault_address,
+            VECTORSTORE: settings.vectorstore_address,
+            INGEST: settings.ingest_address,
+        },
+        connections_max=settings.edge_connections_max,
+        memory_bytes_max=settings.edge_memory_bytes_max,
+        message_bytes_max=settings.edge_message_bytes_max,
+        client_streams=client_stream_methods() | frozenset(REFLECTION_METHODS),
+    )
+
+
+def _new_operator_token(settings: GatewaySettings) -> None:
+    store = GatewayStore(settings.database_url)
+    store.migrate()
+    pepper = Pepper.from_file(settings.token_pepper_file)
+    replace_operator_token(store, pepper, settings.operator_token_file, SystemClock(), os.urandom)
+    store.close()
+
+
+async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await work()
+        except Exception:  # noqa: BLE001  (the outermost loop: the next round tries again)
+            _log.exception("background work failed")
+
+
+async def _write_usage(store: GatewayStore, usage: UsageLog) -> None:
+    times = usage.take()
+    if times:
+        await asyncio.to_thread(store.mark_used, times)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Tokens in use: what the authorizer knows of each, held for seconds, dropped at once on command.
+
+A session is what a token's and its account's rows said when it was loaded. It is loaded again
+after `HELD_S`, the hard bound on what another process may have changed; this process drops it in
+the same moment in which it revokes, suspends, deletes or changes limits. A session is found by the
+token's keyed digest, so no token text is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.common.clock import Clock
+from services.common.context import acting_as
+from services.common.errors import PermissionDenied, Unauthenticated
+from services.gateway.buckets import BucketTable, Limits, TokenBucket
+from services.gateway.contexts import ContextMint, Identity
+from services.gateway.profiles import Profiles
+from services.gateway.store import ACTIVE, OPERATOR, AccountRow, GatewayStore, TokenRow
+from services.gateway.tokens import same_digest
+
+HELD_S = 5.0
+_ENTRIES_MAX = 50_000
+# Loading a session reads the token's own profile, under a context that says so.
+_LOAD_METHOD = "/sealcomb.v1.TokenService/WhoAmI"
+
+
+@dataclass(slots=True)
+class Grant:
+    """What an allowed call of one method carries inside, and until when it may be used again."""
+
+    account: str
+    context: str
+    until_s: float
+    # The answer as bytes, kept by whoever renders it.
+    rendered: bytes = b""
+
+
+@dataclass(slots=True)
+class Session:
+    """A token in use."""
+
+    identity: Identity
+    account_bucket: TokenBucket
+    token_bucket: TokenBucket
+    limits: Limits
+    until_s: float
+    grants: dict[str, Grant] = field(default_factory=dict)
+    used_minute: int = 0
+
+
+class Sessions:
+    """The sessions of this process, and how one is loaded."""
+
+    def __init__(
+        self,
+        store: GatewayStore,
+        profiles: Profiles,
+        mint: ContextMint,
+        clock: Clock,
+        default_limits: Limits,
+        token_share: float,
+    ) -> None:
+        self._store = store
+        self._profiles = profiles
+        self._mint = mint
+        self._clock = clock
+        self._default_limits = default_limits
+        self._token_share = token_share
+        self._account_buckets = BucketTable(clock)
+        self._token_buckets = BucketTable(clock)
+        self._held: OrderedDict[bytes, Session] = OrderedDict()
+        # Counts drops, so that what was read before one is not kept after it.
+        self._drops = 0
+
+    def held(self, digest: bytes) -> Session | None:
+        """The session of a token digest, if it was loaded a short while ago."""
+        session = self._held.get(digest)
+        if session is None:
+            return None
+        if self._clock.monotonic_s() >= session.until_s:
+            del self._held[digest]
+            return None
+        return session
+
+    def load(self, token_id: str, digest: bytes) -> Session | None:
+        """Loads a session; None if that takes `load_restricted`.
+
+        Raises Unauthenticated for a token that was not issued, has ended or belongs to nobody, and
+        PermissionDenied for a suspended account's.
+        """
+        token, account = self._read(token_id, digest)
+        return None if token.restricted else self._keep(digest, token, account, ())
+
+    async def load_restricted(self, token_id: str, digest: bytes) -> Session:
+        """Loads a session whose collections must be opened under the account's key.
+
+        Raises as `load`, or what keyvault refuses with while the key is off.
+        """
+        while True:
+            drops = self._drops
+            token, account = self._read(token_id, digest)
+            if token.sealed is None:
+                raise _invalid()
+            with acting_as(self._mint.for_keyvault(token.account, _LOAD_METHOD, token.id)):
+                profile = await self._profiles.open_token(token.id, token.sealed)
+            if not profile.collections:
+                # An empty list would mean all of them.
+                raise _invalid()
+            if drops == self._drops:
+                return self._keep(digest, token, account, profile.collections)
+
+    def drop_token(self, token_id: str) -> None:
+        """Forgets a token, as its row has changed."""
+        self._drop(lambda session: session.identity.token_id == token_id)
+
+    def drop_account(self, account: str) -> None:
+        """Forgets every token of an account, as its row or its key has changed."""
+        self._drop(lambda session: session.identity.account == account)
+
+    def drop_all(self) -> None:
+        """Forgets every token."""
+        self._drop(lambda _session: True)
+
+    def limits_of(self, account: AccountRow) -> Limits:
+        """The limits in force for an account."""
+        default = self._default_limits
+        return Limits(
+            default.calls_per_second if account.calls_per_second is None else account.calls_per_second,
+            default.burst if account.burst is None else account.burst,
+        )
+
+    def _drop(self, matches: Callable[[Session], bool]) -> None:
+        self._drops += 1
+        for digest in [digest for digest, session in self._held.items() if matches(session)]:
+            del self._held[digest]
+
+    def _read(self, token_id: str, digest: bytes) -> tuple[TokenRow, AccountRow | None]:
+        token = self._store.token(token_id)
+        # Compared also where there is no such token, so that both cost the same.
+        same = same_digest(digest, token.digest if token else bytes(len(digest)))
+        if token is None or not same:
+            raise _invalid()
+        now_ms = self._clock.now_s() * 1000
+        if token.revoke_time_ms is not None:
+            raise Unauthenticated("the token was revoked; use another", reason="TOKEN_REVOKED")
+        if token.expire_time_ms is not None and now_ms >= token.expire_time_ms:
+            raise Unauthenticated("the token has expired; use another", reason="TOKEN_EXPIRED")
+        if token.account == OPERATOR:
+            return token, None
+        account = self._store.account(token.account)
+        if account is None or account.state != ACTIVE:
+            raise _invalid()
+        if account.suspended:
+            raise PermissionDenied("the account is suspended; ask the operator", reason="ACCOUNT_SUSPENDED")
+        return token, account
+
+    def _keep(
+        self, digest: bytes, token: TokenRow, account: AccountRow | None, collections: tuple[str, ...]
+    ) -> Session:
+        limits = self._default_limits if account is None else self.limits_of(account)
+        share = self._token_share
+        token_limits = Limits(limits.calls_per_second * share, max(1, int(limits.burst * share)))
+        expires_s = math.inf if token.expire_time_ms is None else token.expire_time_ms / 1000
+        session = Session(
+            Identity(token.account, token.id, token.scopes, collections, expires_s),
+            self._account_buckets.bucket(token.account, limits),
+            self._token_buckets.bucket(token.id, token_limits),
+            limits,
+            self._clock.monotonic_s() + HELD_S,
+        )
+        self._held[digest] = session
+        while len(self._held) > _ENTRIES_MAX:
+            self._held.popitem(last=False)
+        return session
+
+
+def _invalid() -> Unauthenticated:
+    return Unauthenticated("the token is not valid; check it or ask for a new one")

@@ -1,0 +1,267 @@
+"""The gateway's tables: accounts and tokens. Nothing a caller sent is in them but sealed or hashed.
+
+Limits, scopes and times are in clear: they are the operator's numbers and names of ours. Every
+method is one transaction; reads are single-row or one page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from services.common.database import migrate, open_engine
+
+CREATING, ACTIVE, DELETING = "creating", "active", "deleting"
+# The account column of operator tokens.
+OPERATOR = ""
+
+metadata = sa.MetaData()
+
+_accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    # Order of creation, for pages.
+    sa.Column("create_time_ms", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("suspended", sa.Boolean, nullable=False),
+    sa.Column("calls_per_second", sa.Float),
+    sa.Column("burst", sa.Integer),
+    sa.Column("sealed_name", sa.LargeBinary),
+    # Keyed tags of the idempotency key and of the request that came with it.
+    sa.Column("idempotency_tag", sa.LargeBinary(32), unique=True),
+    sa.Column("request_tag", sa.LargeBinary(32)),
+    sa.Index("accounts_in_order", "create_time_ms", "id"),
+)
+
+_tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    sa.Column("account", sa.String(26), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("scopes", sa.String(128), nullable=False),
+    # Whether it reaches only the collections named in its sealed part.
+    sa.Column("restricted", sa.Boolean, nullable=False),
+    # Label and collections; absent for an operator's token.
+    sa.Column("sealed", sa.LargeBinary),
+    sa.Column("create_time_ms", sa.BigInteger, nullable=False),
+    sa.Column("expire_time_ms", sa.BigInteger),
+    sa.Column("revoke_time_ms", sa.BigInteger),
+    sa.Column("used_time_ms", sa.BigInteger),
+    sa.Column("idempotency_tag", sa.LargeBinary(32), unique=True),
+    sa.Column("request_tag", sa.LargeBinary(32)),
+    sa.Index("tokens_in_order", "account", "create_time_ms", "id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    """One account as stored."""
+
+    id: str
+    create_time_ms: int
+    state: str
+    suspended: bool
+    calls_per_second: float | None
+    burst: int | None
+    sealed_name: bytes | None = None
+    idempotency_tag: bytes | None = None
+    request_tag: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One token as stored."""
+
+    id: str
+    account: str
+    digest: bytes
+    scopes: tuple[str, ...]
+    restricted: bool
+    sealed: bytes | None
+    create_time_ms: int
+    expire_time_ms: int | None = None
+    revoke_time_ms: int | None = None
+    used_time_ms: int | None = None
+    idempotency_tag: bytes | None = None
+    request_tag: bytes | None = None
+
+
+class Taken(Exception):
+    """A row with this idempotency tag is there already."""
+
+
+class GatewayStore:
+    """Accounts and tokens in SQL. Blocking; point reads take well below a millisecond."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_engine(url)
+        self._reads = self._engine.execution_options(read_only=True)
+
+    def migrate(self) -> None:
+        """Brings the schema up to date."""
+        migrate(self._engine, "services.gateway")
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._engine.dispose()
+
+    # --- accounts
+
+    def add_account(self, account: AccountRow) -> None:
+        """Adds an account; Taken if its idempotency tag is there."""
+        values = {column.name: getattr(account, column.name) for column in _accounts.columns}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(_accounts.insert().values(values))
+        except IntegrityError:
+            raise Taken from None
+
+    def activate_account(self, account_id: str, sealed_name: bytes, token: TokenRow) -> None:
+        """Makes a new account visible, with its name and first token, all at once."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                _accounts.update()
+                .where(_accounts.c.id == account_id, _accounts.c.state == CREATING)
+                .values(state=ACTIVE, sealed_name=sealed_name)
+            )
+            connection.execute(_tokens.insert().values(_token_values(token)))
+
+    def account(self, account_id: str) -> AccountRow | None:
+        """One account in any state."""
+        return self._one_account(_accounts.c.id == account_id)
+
+    def account_by_idempotency(self, tag: bytes) -> AccountRow | None:
+        """The account that was made under this idempotency tag."""
+        return self._one_account(_accounts.c.idempotency_tag == tag)
+
+    def list_accounts(self, after: tuple[int, str], limit: int) -> list[AccountRow]:
+        """Active accounts in order of creation, after a position."""
+        place = sa.tuple_(_accounts.c.create_time_ms, _accounts.c.id)
+        query = (
+            sa.select(_accounts)
+            .where(_accounts.c.state == ACTIVE, place > sa.tuple_(*map(sa.literal, after)))
+            .order_by(_accounts.c.create_time_ms, _accounts.c.id)
+            .limit(limit)
+        )
+        with self._reads.connect() as connection:
+            return [AccountRow(**row) for row in connection.execute(query).mappings()]
+
+    def unfinished_accounts(self, limit: int) -> list[AccountRow]:
+        """Accounts whose making or deletion was interrupted."""
+        query = sa.select(_accounts).where(_accounts.c.state.in_((CREATING, DELETING))).limit(limit)
+        with self._reads.connect() as connection:
+            return [AccountRow(**row) for row in connection.execute(query).mappings()]
+
+    def change_account(self, account_id: str, values: Mapping[str, object]) -> None:
+        """Changes columns of one account."""
+        with self._engine.begin() as connection:
+            connection.execute(_accounts.update().where(_accounts.c.id == account_id).values(dict(values)))
+
+    def delete_account(self, account_id: str) -> None:
+        """Deletes an account and its tokens."""
+        with self._engine.begin() as connection:
+            connection.execute(_tokens.delete().where(_tokens.c.account == account_id))
+            connection.execute(_accounts.delete().where(_accounts.c.id == account_id))
+
+    # --- tokens
+
+    def add_token(self, token: TokenRow, *, ends: tuple[str, int] | None = None) -> None:
+        """Adds a token; `ends` gives another token its expiry in the same transaction. Raises Taken."""
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(_tokens.insert().values(_token_values(token)))
+                if ends is not None:
+                    old_id, expire_time_ms = ends
+                    connection.execute(
+                        _tokens.update().where(_tokens.c.id == old_id).values(expire_time_ms=expire_time_ms)
+                    )
+        except IntegrityError:
+            raise Taken from None
+
+    def token(self, token_id: str) -> TokenRow | None:
+        """One token, whoever's it is."""
+        return self._one_token(_tokens.c.id == token_id)
+
+    def token_by_idempotency(self, tag: bytes) -> TokenRow | None:
+        """The token that was made under this idempotency tag."""
+        return self._one_token(_tokens.c.idempotency_tag == tag)
+
+    def list_tokens(self, account: str, after: tuple[int, str], limit: int) -> list[TokenRow]:
+        """Tokens of an account in order of creation, after a position."""
+        place = sa.tuple_(_tokens.c.create_time_ms, _tokens.c.id)
+        query = (
+            sa.select(_tokens)
+            .where(_tokens.c.account == account, place > sa.tuple_(*map(sa.literal, after)))
+            .order_by(_tokens.c.create_time_ms, _tokens.c.id)
+            .limit(limit)
+        )
+        with self._reads.connect() as connection:
+            return [_token_row(row) for row in connection.execute(query).mappings()]
+
+    def count_tokens(self, account: str) -> int:
+        """How many tokens an account has, ended ones included."""
+        query = sa.select(sa.func.count()).select_from(_tokens).where(_tokens.c.account == account)
+        with self._reads.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def forget_ended_tokens(self, account: str, before_ms: int) -> None:
+        """Deletes an account's tokens that ended before a time."""
+        ended = sa.or_(_tokens.c.expire_time_ms < before_ms, _tokens.c.revoke_time_ms < before_ms)
+        with self._engine.begin() as connection:
+            connection.execute(_tokens.delete().where(_tokens.c.account == account, ended))
+
+    def revoke_token(self, token_id: str, now_ms: int) -> None:
+        """Ends a token; the time of an earlier revocation stays."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                _tokens.update()
+                .where(_tokens.c.id == token_id, _tokens.c.revoke_time_ms.is_(None))
+                .values(revoke_time_ms=now_ms)
+            )
+
+    def replace_operator_tokens(self, token: TokenRow, now_ms: int) -> None:
+        """Ends every operator token and adds this one, all at once."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                _tokens.update()
+                .where(_tokens.c.account == OPERATOR, _tokens.c.revoke_time_ms.is_(None))
+                .values(revoke_time_ms=now_ms)
+            )
+            connection.execute(_tokens.insert().values(_token_values(token)))
+
+    def mark_used(self, times_ms: Sequence[tuple[str, int]]) -> None:
+        """Writes when tokens were last used."""
+        statement = (
+            _tokens.update()
+            .where(_tokens.c.id == sa.bindparam("token_id"))
+            .values(used_time_ms=sa.bindparam("used_ms"))
+        )
+        with self._engine.begin() as connection:
+            connection.execute(
+                statement, [{"token_id": token_id, "used_ms": used_ms} for token_id, used_ms in times_ms]
+            )
+
+    def _one_account(self, condition: sa.ColumnElement[bool]) -> AccountRow | None:
+        with self._reads.connect() as connection:
+            row = connection.execute(sa.select(_accounts).where(condition)).mappings().one_or_none()
+        return None if row is None else AccountRow(**row)
+
+    def _one_token(self, condition: sa.ColumnElement[bool]) -> TokenRow | None:
+        with self._reads.connect() as connection:
+            row = connection.execute(sa.select(_tokens).where(condition)).mappings().one_or_none()
+        return None if row is None else _token_row(row)
+
+
+def _token_values(token: TokenRow) -> dict[str, object]:
+    values: dict[str, object] = {column.name: getattr(token, column.name) for column in _tokens.columns}
+    values["scopes"] = " ".join(token.scopes)
+    return values
+
+
+def _token_row(row: sa.RowMapping) -> TokenRow:
+    return TokenRow(**{**row, "scopes": tuple(row["scopes"].split())})
