@@ -39,7 +39,7 @@ _ALIASES = {
     "application/xhtml+xml": Format.HTML,
     "text/x-markdown": Format.MARKDOWN,
 }
-_DECLARED = {format.value: format for format in Format} | _ALIASES
+_DECLARED = {form.value: form for form in Format} | _ALIASES
 # Says nothing about the content, so it counts as not declared.
 _UNDECLARED = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 _EXTENSIONS = {
@@ -105,13 +105,13 @@ def unsupported(why: str) -> InvalidArgument:
 
 
 def _declared(declared: str) -> Format | None:
-    essence = declared.split(";")[0].strip().lower()
+    essence = declared.split(";", maxsplit=1)[0].strip().lower()
     if essence in _UNDECLARED:
         return None
-    format = _DECLARED.get(essence)
-    if format is None:
+    form = _DECLARED.get(essence)
+    if form is None:
         raise unsupported("is not supported")
-    return format
+    return form
 
 
 def _binary_format(content: bytes) -> Format | None:
@@ -119,13 +119,15 @@ def _binary_format(content: bytes) -> Format | None:
     head = content[:_HEAD_BYTES]
     if head.startswith(_ZIP):
         names = _zip_directory(content)
-        for part, format in _ZIP_PARTS:
+        for part, form in _ZIP_PARTS:
             if part in names:
-                return format
+                return form
         raise unsupported("the content is an archive of another kind")
     if head.startswith(_OLE):
         if _OLE_ENCRYPTED in content:
-            raise invalid("chunk", "the document is encrypted; remove its password", reason=DOCUMENT_ENCRYPTED)
+            raise invalid(
+                "chunk", "the document is encrypted; remove its password", reason=DOCUMENT_ENCRYPTED
+            )
         raise unsupported("the content is of an older office format")
     if b"%PDF-" in head[:1024]:
         return Format.PDF
@@ -137,7 +139,7 @@ def _binary_format(content: bytes) -> Format | None:
 
 
 def _zip_directory(content: bytes) -> bytes:
-    """The bytes with the names of a zip's own entries: those of a nested zip, stored as it is, are elsewhere."""
+    """The part with the names of a zip's own entries, which are not those of a zip within."""
     end = content.rfind(_ZIP_END, max(0, len(content) - _ZIP_END_BYTES_MAX))
     if end < 0 or end + 20 > len(content):
         return b""

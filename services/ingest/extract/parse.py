@@ -48,24 +48,70 @@ _BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 # The smallest PDF with a page; loads the native library and starts the threads while that is allowed.
 _WARM_UP_PDF = (
-    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n"
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
+    b"2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n"
     b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
 )
 
 
 _WARM_UP_MAIL = (
-    b"Subject: =?utf-8?q?x?=\nFrom: =?iso-8859-1?b?eA==?= <a@b.c>\nDate: Mon, 1 Jan 2024 00:00:00 +0000\nMIME-Version: 1.0\n"
+    b"Subject: =?utf-8?q?x?=\nFrom: =?iso-8859-1?b?eA==?= <a@b.c>\n"
+    b"Date: Mon, 1 Jan 2024 00:00:00 +0000\nMIME-Version: 1.0\n"
     b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Transfer-Encoding: quoted-printable\n\nx=3D\n"
     b"--b\nContent-Type: text/html\nContent-Transfer-Encoding: base64\n"
     b"Content-Disposition: attachment; filename*=utf-8''x.html\n\nPHA+eA==\n--b--\n"
 )
 # Python loads a codec from a file when it is first asked for.
-_CODECS = (
-    "ascii latin-1 utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 cp437 cp850 cp866 cp932 cp949 cp1250 cp1251 cp1252 "
-    "cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 iso8859-2 iso8859-3 iso8859-4 iso8859-5 iso8859-6 iso8859-7 iso8859-8 "
-    "iso8859-9 iso8859-10 iso8859-13 iso8859-14 iso8859-15 iso8859-16 koi8-r koi8-u mac-roman gb2312 gbk gb18030 big5 "
-    "shift_jis euc-jp euc-kr iso2022-jp iso2022-kr utf-7"
-).split()
+_CODECS = [
+    "ascii",
+    "latin-1",
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32",
+    "cp437",
+    "cp850",
+    "cp866",
+    "cp932",
+    "cp949",
+    "cp1250",
+    "cp1251",
+    "cp1252",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "cp1257",
+    "cp1258",
+    "iso8859-2",
+    "iso8859-3",
+    "iso8859-4",
+    "iso8859-5",
+    "iso8859-6",
+    "iso8859-7",
+    "iso8859-8",
+    "iso8859-9",
+    "iso8859-10",
+    "iso8859-13",
+    "iso8859-14",
+    "iso8859-15",
+    "iso8859-16",
+    "koi8-r",
+    "koi8-u",
+    "mac-roman",
+    "gb2312",
+    "gbk",
+    "gb18030",
+    "big5",
+    "shift_jis",
+    "euc-jp",
+    "euc-kr",
+    "iso2022-jp",
+    "iso2022-kr",
+    "utf-7",
+]
 
 
 class _Encrypted(Exception):
@@ -80,13 +126,13 @@ def warm_up() -> None:
     """Loads all that later needs files or new mappings."""
     for name in _CODECS:
         codecs.lookup(name)
-    for format, content in ((Format.PDF, _WARM_UP_PDF), (Format.HTML, b"<p>x"), (Format.EML, _WARM_UP_MAIL)):
-        parse(format.value, content)
+    for form, content in ((Format.PDF, _WARM_UP_PDF), (Format.HTML, b"<p>x"), (Format.EML, _WARM_UP_MAIL)):
+        parse(form.value, content)
 
 
-def parse(format: str, content: bytes) -> Extracted:
-    """The text of a document. What its parser refuses is BROKEN, ENCRYPTED or REFUSED; no text at all is EMPTY."""
-    kind = Format(format)
+def parse(form: str, content: bytes) -> Extracted:
+    """The text of a document; BROKEN, ENCRYPTED or REFUSED if its parser refuses it, EMPTY without text."""
+    kind = Format(form)
     try:
         title, pages = _pages(kind, content, 0)
     except _Encrypted:
@@ -100,7 +146,9 @@ def parse(format: str, content: bytes) -> Extracted:
         return Extracted(Outcome.EMPTY)
     if len(kept) > PAGES_MAX or sum(len(page.text) for page in kept) > OUTPUT_BYTES_MAX // 4:
         return Extracted(Outcome.REFUSED)
-    return Extracted(Outcome.TEXT, kind not in (Format.PDF, Format.TEXT), clean(title)[:_TITLE_CHARS_MAX], kept)
+    return Extracted(
+        Outcome.TEXT, kind not in (Format.PDF, Format.TEXT), clean(title)[:_TITLE_CHARS_MAX], kept
+    )
 
 
 def clean(text: str) -> str:
@@ -137,7 +185,9 @@ def _pdf(content: bytes) -> tuple[str, list[ExtractedPage]]:
 def _office(kind: Format, content: bytes) -> tuple[str, list[ExtractedPage]]:
     # Only slides have numbers that a reader sees; a marker that no document can guess cuts them apart.
     marker = secrets.token_hex(16)
-    result = _extract(kind, content, "markdown", f"\n\n{marker} {{page_num}}\n\n" if kind is Format.PPTX else "")
+    result = _extract(
+        kind, content, "markdown", f"\n\n{marker} {{page_num}}\n\n" if kind is Format.PPTX else ""
+    )
     title = str(result.metadata.get("title") or "")
     if kind is not Format.PPTX:
         return title, [ExtractedPage(0, clean(result.content))]

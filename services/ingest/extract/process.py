@@ -79,7 +79,7 @@ class Extractor:
         self._warm.append(asyncio.create_task(_ready(first)))
         self._refill()
 
-    async def extract(self, format: Format, content: bytes) -> Extracted:
+    async def extract(self, form: Format, content: bytes) -> Extracted:
         """The text of a document.
 
         Raises InvalidArgument with DOCUMENT_BROKEN, DOCUMENT_ENCRYPTED, DOCUMENT_EMPTY, or
@@ -89,7 +89,7 @@ class Extractor:
             child = await self._take()
             try:
                 async with asyncio.timeout(self._limits.wall_s_max):
-                    raw = await child.run(format, content)
+                    raw = await child.run(form, content)
             except TimeoutError:
                 _log.warning("extraction timed out", pid=child.pid, size_bytes=len(content))
                 raise _refused("takes too long to read") from None
@@ -161,7 +161,9 @@ class _Child:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101  (pipes were asked for)
+        # Pipes were asked for.
+        assert process.stdin is not None  # noqa: S101
+        assert process.stdout is not None  # noqa: S101
         self._in = process.stdin
         self._out = process.stdout
 
@@ -177,9 +179,9 @@ class _Child:
         if await self._out.readexactly(len(wire.READY)) != wire.READY:
             raise EOFError
 
-    async def run(self, format: Format, content: bytes) -> bytes:
+    async def run(self, form: Format, content: bytes) -> bytes:
         """Gives the document and takes the answer, as far as it is within bounds."""
-        feed = asyncio.create_task(self._feed(format, content))
+        feed = asyncio.create_task(self._feed(form, content))
         try:
             return await self._collect()
         finally:
@@ -194,10 +196,10 @@ class _Child:
         self._in.close()
         await self._process.wait()
 
-    async def _feed(self, format: Format, content: bytes) -> None:
+    async def _feed(self, form: Format, content: bytes) -> None:
         # A child that died has closed its end; what it answered, if anything, is judged by `_collect`.
         with contextlib.suppress(ConnectionError):
-            self._in.write(wire.encode_request(format.value, len(content)))
+            self._in.write(wire.encode_request(form.value, len(content)))
             for start in range(0, len(content), _READ_BYTES):
                 self._in.write(content[start : start + _READ_BYTES])
                 await self._in.drain()
@@ -238,4 +240,6 @@ def _refused(why: str) -> InvalidArgument:
 
 
 def _no_child() -> Unavailable:
-    return Unavailable("documents cannot be read now; try again", reason="EXTRACTION_UNAVAILABLE", retry_after_s=5.0)
+    return Unavailable(
+        "documents cannot be read now; try again", reason="EXTRACTION_UNAVAILABLE", retry_after_s=5.0
+    )

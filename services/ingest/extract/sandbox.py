@@ -59,7 +59,7 @@ def prepare(limits: Limits) -> None:
 
 
 def lock(parent: int) -> None:
-    """Gives up the rest; the current folder must be an empty one, which becomes the root. Cannot be undone."""
+    """Gives up the rest, for good; the current folder must be an empty one, which becomes the root."""
     _limit(resource.RLIMIT_FSIZE, 0)
     with contextlib.suppress(OSError):
         # Where this is forbidden, the filter alone refuses every path.

@@ -56,9 +56,9 @@ class WireError(Exception):
     """The child's bytes are not a response."""
 
 
-def encode_request(format: str, size_bytes: int) -> bytes:
+def encode_request(form: str, size_bytes: int) -> bytes:
     """The request up to the content, which follows it."""
-    name = format.encode("ascii")
+    name = form.encode("ascii")
     return struct.pack(">I", len(name)) + name + struct.pack(">Q", size_bytes)
 
 

@@ -24,15 +24,15 @@ def main(parent: int, memory_bytes_max: int, cpu_s_max: int, parser: str) -> Non
     _empty_current_folder()
     sandbox.lock(parent)
     os.write(1, wire.READY)
-    format, content = _read_request()
-    _write(wire.encode(_parse(module.parse, format, content)))
+    form, content = _read_request()
+    _write(wire.encode(_parse(module.parse, form, content)))
     # No atexit, no finalisers: there is nothing to save and what they would run was exposed to the document.
     os._exit(0)
 
 
-def _parse(parse: Callable[[str, bytes], wire.Extracted], format: str, content: bytes) -> wire.Extracted:
+def _parse(parse: Callable[[str, bytes], wire.Extracted], form: str, content: bytes) -> wire.Extracted:
     try:
-        return parse(format, content)
+        return parse(form, content)
     except MemoryError:
         return wire.Extracted(wire.Outcome.REFUSED)
     except Exception:  # noqa: BLE001  (a worker's outermost frame: whatever a parser raises, the document is broken)
@@ -40,8 +40,8 @@ def _parse(parse: Callable[[str, bytes], wire.Extracted], format: str, content: 
 
 
 def _read_request() -> tuple[str, bytes]:
-    format = _read(int.from_bytes(_read(4), "big")).decode("ascii")
-    return format, _read(int.from_bytes(_read(8), "big"))
+    form = _read(int.from_bytes(_read(4), "big")).decode("ascii")
+    return form, _read(int.from_bytes(_read(8), "big"))
 
 
 def _read(size: int) -> bytes:
@@ -65,6 +65,6 @@ def _empty_current_folder() -> None:
     # The parser unpacks its native library here; it stays mapped when the file is gone.
     for top, folders, files in os.walk(".", topdown=False):
         for name in files:
-            os.unlink(os.path.join(top, name))  # noqa: PTH108, PTH118  (nothing that is not needed is imported here)
+            os.unlink(os.path.join(top, name))
         for name in folders:
-            os.rmdir(os.path.join(top, name))  # noqa: PTH106, PTH118
+            os.rmdir(os.path.join(top, name))

@@ -1,0 +1,38 @@
+"""Ingest's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.settings import ServiceSettings
+
+_MIB = 1024 * 1024
+
+
+class IngestSettings(ServiceSettings):
+    """What ingest is told by its environment."""
+
+    keyvault_address: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
+    vectorstore_address: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
+    # Where sealed originals go, as in `file:<folder>`.
+    objects_url: str = Field(min_length=1)
+    # `onnx:<folder>` or `https://host/v1#model`.
+    embedder: str = Field(min_length=1)
+    embedder_api_key_file: Path | None = None
+    embedder_ca_file: Path | None = None
+    # Threads that embed; 0: one for each core.
+    embedder_workers: int = Field(default=0, ge=0, le=256)
+
+    document_bytes_max: int = Field(default=64 * _MIB, ge=1024, le=64 * _MIB)
+    # All uploads in progress keep their documents in memory until they are committed.
+    upload_bytes_in_flight_max: int = Field(default=512 * _MIB, ge=_MIB)
+    upload_bytes_in_flight_account_max: int = Field(default=256 * _MIB, ge=_MIB)
+    upload_idle_s_max: float = Field(default=30.0, gt=0, le=600)
+    upload_s_max: float = Field(default=600.0, gt=0, le=3000)
+
+    extract_workers: int = Field(default=2, ge=1, le=64)
+    extract_memory_bytes_max: int = Field(default=2048 * _MIB, ge=512 * _MIB)
+    extract_cpu_s_max: int = Field(default=120, ge=1)
+    extract_wall_s_max: float = Field(default=150.0, gt=0)

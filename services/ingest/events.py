@@ -1,0 +1,48 @@
+"""What ingest does when keyvault says that keys are gone: forget them, and what they opened.
+
+A key that is disabled leaves memory at once; what is being read asks for its key anew and is
+refused. Objects whose keys are destroyed are unreadable for good, so removing them is tidiness: it
+is finished by a later start if this one is killed, and what a missed event leaves is garbage, not data.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from services.common.datakeys import DataKeys
+from services.common.errors import SealcombError
+from services.common.rpc.keyvault import KeyEvent
+from services.ingest.originals import Originals
+from services.ingest.search import Search
+
+_log = structlog.get_logger("key-events")
+
+
+class KeyEvents:
+    """The handler that the keyvault client's `watch` calls."""
+
+    def __init__(self, keys: DataKeys, originals: Originals, search: Search) -> None:
+        self._keys = keys
+        self._originals = originals
+        self._search = search
+
+    async def __call__(self, event: KeyEvent, account: str, resource: str) -> None:
+        """Acts on one event; never raises, since the watch must go on."""
+        if event in (KeyEvent.ENABLED, KeyEvent.RESUMED):
+            return
+        if event is KeyEvent.RECONNECTED:
+            self._keys.drop_all()
+            self._originals.keys_dropped("")
+        else:
+            self._keys.drop_account(account)
+            self._originals.keys_dropped(account)
+        self._search.forget_names()
+        if not account:
+            return
+        try:
+            if event is KeyEvent.RESOURCE_DESTROYED and resource:
+                await self._originals.remove_all(account, resource)
+            elif event is KeyEvent.ACCOUNT_DESTROYED:
+                await self._originals.remove_all(account)
+        except (SealcombError, ValueError) as error:
+            _log.warning("originals of destroyed keys were not all removed", account=account, exc_info=error)

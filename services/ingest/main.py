@@ -1,0 +1,171 @@
+"""`sealcomb-ingest`: takes documents in, gives them back, and searches them.
+
+It holds data keys and plaintext in memory, so it allows no dumps; it parses nothing itself. Reads
+top to bottom: settings, store, objects, model, extraction, peers, services, server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+
+import structlog
+import uvloop
+from prometheus_client import start_http_server
+from pydantic import ValidationError
+
+from sealcomb.v1 import document_service_pb2_grpc, search_service_pb2_grpc
+from services.common import methods
+from services.common.clock import SystemClock
+from services.common.context import ContextVerifier
+from services.common.datakeys import DataKeys
+from services.common.errors import SealcombError
+from services.common.objects import open_store
+from services.common.process import forbid_dumps, swap_is_on
+from services.common.rpc.authorization import rules_for
+from services.common.rpc.channel import open_channel
+from services.common.rpc.interceptor import GuardInterceptor
+from services.common.rpc.keyvault import KeyvaultClient
+from services.common.rpc.server import InnerServer
+from services.common.telemetry import configure_logging
+from services.ingest.budget import UploadBudget
+from services.ingest.config import IngestSettings
+from services.ingest.documents import Documents
+from services.ingest.embed import Embedder, open_embedder
+from services.ingest.embedders.pool import EmbeddingPool
+from services.ingest.events import KeyEvents
+from services.ingest.extract.process import ExtractionLimits, Extractor
+from services.ingest.originals import Originals
+from services.ingest.peers import VectorstoreClient
+from services.ingest.pipeline import Pipeline
+from services.ingest.search import EmbedderIdentity, Search
+from services.ingest.servicers.documents import DocumentServicer
+from services.ingest.servicers.search import SearchServicer
+from services.ingest.store import Store
+from services.ingest.uploads import UploadLimits, Uploads
+
+# A chunk has at most 1 MiB and a batch of searches less; the rest is room for headers.
+_RECEIVED_BYTES_MAX = 4 * 1024 * 1024
+_DRAIN_S = 10.0
+_ENDPOINT_BATCH_TEXTS = 32
+
+_log = structlog.get_logger("ingest")
+
+
+async def serve(settings: IngestSettings) -> None:
+    """Runs the service until it is told to stop."""
+    stopping = _stop_signals()
+    clock = SystemClock()
+    verifier = ContextVerifier.from_folder(methods.INGEST, settings.context_trust_dir, clock)
+    store = Store.open(settings.database_url)
+    objects = open_store(settings.objects_url)
+    embedder = await asyncio.to_thread(_open_embedder, settings)
+    workers = settings.embedder_workers or len(os.sched_getaffinity(0))
+    local = settings.embedder.startswith("onnx:")
+    pool = EmbeddingPool(embedder, workers=workers, unit_texts=1 if local else _ENDPOINT_BATCH_TEXTS)
+    extractor = Extractor(
+        ExtractionLimits(
+            settings.extract_memory_bytes_max, settings.extract_cpu_s_max, settings.extract_wall_s_max
+        ),
+        workers=settings.extract_workers,
+    )
+    pipeline = Pipeline(extractor, embedder, pool)
+    keyvault_channel = open_channel(settings.keyvault_address, methods.KEYVAULT, settings.tls)
+    vectorstore_channel = open_channel(settings.vectorstore_address, methods.VECTORSTORE, settings.tls)
+    try:
+        await extractor.start()
+        keyvault = KeyvaultClient(keyvault_channel)
+        vectorstore = VectorstoreClient(vectorstore_channel)
+        keys = DataKeys(keyvault, clock)
+        originals = Originals(objects, keys, store, clock)
+        await originals.resume_removals()
+        identity = EmbedderIdentity(embedder.fingerprint, embedder.dimension)
+        search = Search(vectorstore, pool, identity, clock)
+        uploads = Uploads(
+            passages=vectorstore,
+            permits=keyvault,
+            pipeline=pipeline,
+            originals=originals,
+            budget=UploadBudget(
+                settings.upload_bytes_in_flight_max, settings.upload_bytes_in_flight_account_max
+            ),
+            check_collection=identity.check,
+            clock=clock,
+            limits=UploadLimits(
+                settings.document_bytes_max, settings.upload_idle_s_max, settings.upload_s_max
+            ),
+        )
+        guard = GuardInterceptor(methods.INGEST, rules_for(methods.INGEST), verifier)
+        server = InnerServer(settings.listen, settings.tls, guard, received_bytes_max=_RECEIVED_BYTES_MAX)
+        document_service_pb2_grpc.add_DocumentServiceServicer_to_server(
+            DocumentServicer(uploads, Documents(vectorstore, originals)), server.grpc_server
+        )
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(
+            SearchServicer(search), server.grpc_server
+        )
+        watch = asyncio.create_task(keyvault.watch(KeyEvents(keys, originals, search)))
+        await server.start()
+        await server.set_ready(True)
+        _log.info("serving", port=server.port)
+
+        await stopping.wait()
+        _log.info("stopping")
+        await server.stop()
+        await uploads.drain(_DRAIN_S)
+        watch.cancel()
+    finally:
+        await extractor.close()
+        await pool.close()
+        pipeline.close()
+        embedder.close()
+        for channel in (keyvault_channel, vectorstore_channel):
+            await channel.close()
+        store.close()
+
+
+def _open_embedder(settings: IngestSettings) -> Embedder:
+    return open_embedder(
+        settings.embedder, api_key_file=settings.embedder_api_key_file, ca_file=settings.embedder_ca_file
+    )
+
+
+def _stop_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def main() -> None:
+    """Entry point of `sealcomb-ingest`."""
+    argparse.ArgumentParser(
+        prog="sealcomb-ingest",
+        description="Takes documents in and searches them. Settings come from the environment "
+        "(SEALCOMB_LISTEN, SEALCOMB_TLS_DIR, SEALCOMB_CONTEXT_TRUST_DIR, SEALCOMB_DATABASE_URL, "
+        "SEALCOMB_KEYVAULT_ADDRESS, SEALCOMB_VECTORSTORE_ADDRESS, SEALCOMB_OBJECTS_URL, SEALCOMB_EMBEDDER); "
+        "see docs/ingest.md.",
+    ).parse_args()
+    try:
+        forbid_dumps()
+        settings = IngestSettings()  # type: ignore[call-arg]  # from the environment
+        configure_logging(methods.INGEST, settings.log_level)
+        if swap_is_on():
+            _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, addr="127.0.0.1")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except ValidationError as error:
+        # Without the values: a setting may be a URL with a password.
+        fields = ", ".join("SEALCOMB_" + str(problem["loc"][0]).upper() for problem in error.errors())
+        sys.exit(f"sealcomb-ingest: settings missing or wrong: {fields}")
+    except (SealcombError, ValueError) as error:
+        sys.exit(f"sealcomb-ingest: {error}")
+
+
+if __name__ == "__main__":
+    main()

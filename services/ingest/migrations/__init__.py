@@ -1,0 +1,1 @@
+"""The schema of ingest's database, step by step."""

@@ -1,0 +1,117 @@
+"""From a document's bytes to passages with vectors: sniff, extract, chunk, embed.
+
+Nothing here is stored, so whatever fails or is cancelled leaves nothing behind. The vector of a
+passage is that of its nearest heading and its text together; the text that is kept is the passage's
+own. This module must never log what passes through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from services.common.errors import invalid
+from services.ingest.chunk import Chunk, PageText, iterate_chunks
+from services.ingest.embed import Embedder
+from services.ingest.embedders.pool import Priority
+from services.ingest.extract.formats import DOCUMENT_EMPTY, Format, sniff
+from services.ingest.extract.wire import Extracted
+from services.ingest.records import Passage
+
+# Room in the model's window for the heading that goes before a passage.
+_HEADING_TOKENS = 32
+_HEADING_CHARS_MAX = 80
+_OVERLAP_TOKENS = 32
+_MAX_TOKENS_MIN = 2 * _OVERLAP_TOKENS + 2
+
+
+class TextExtractor(Protocol):
+    """Text out of one document, by a parser that is kept apart."""
+
+    async def extract(self, form: Format, content: bytes) -> Extracted:
+        """The pages of a document. Raises InvalidArgument where there are none to have."""
+
+
+class EmbeddingQueue(Protocol):
+    """Texts to vectors, queries before bulk."""
+
+    async def embed(self, texts: Sequence[str], priority: Priority) -> npt.NDArray[np.float32]:
+        """float32 [len(texts), dimension]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """What became of a document."""
+
+    form: Format
+    pages: int
+    passages: tuple[Passage, ...] = field(repr=False)
+
+
+class Pipeline:
+    """Runs documents through; how many at once is for the extractor and the embedding queue to say."""
+
+    def __init__(
+        self, extractor: TextExtractor, embedder: Embedder, queue: EmbeddingQueue, *, threads: int = 2
+    ) -> None:
+        self._extractor = extractor
+        self._embedder = embedder
+        self._queue = queue
+        # A pool of its own, so that long documents do not hold up what is short and blocks.
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
+
+    async def run(self, declared_type: str, name: str, content: bytes) -> Processed:
+        """The passages of a document, at least one. Raises InvalidArgument for what cannot be taken in."""
+        form = sniff(declared_type, name, content)
+        extracted = await self._extractor.extract(form, content)
+        chunks = await self._chunk(extracted)
+        if not chunks:
+            raise invalid("chunk", "the document has no text", reason=DOCUMENT_EMPTY)
+        vectors = await self._queue.embed([_embedded_text(chunk) for chunk in chunks], Priority.BULK)
+        rows = np.ascontiguousarray(vectors, dtype="<f4")
+        passages = tuple(
+            Passage(chunk.index, chunk.page, chunk.text.strip(), row.tobytes())
+            for chunk, row in zip(chunks, rows, strict=True)
+        )
+        return Processed(form, max(page.number for page in extracted.pages), passages)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _chunk(self, extracted: Extracted) -> list[Chunk]:
+        given_up = threading.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._chunk_all, extracted, given_up.is_set)
+        finally:
+            # A thread cannot be cancelled; it looks at this between two passages.
+            given_up.set()
+
+    def _chunk_all(self, extracted: Extracted, given_up: Callable[[], bool]) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        passages = iterate_chunks(
+            [PageText(page.number, page.text) for page in extracted.pages],
+            count_tokens=self._embedder.count_tokens,
+            max_tokens=max(_MAX_TOKENS_MIN, self._embedder.max_tokens - _HEADING_TOKENS),
+            overlap=_OVERLAP_TOKENS,
+            form="markdown" if extracted.markdown else "text",
+        )
+        for passage in passages:
+            if given_up():
+                break
+            chunks.append(passage)
+        return chunks
+
+
+def _embedded_text(chunk: Chunk) -> str:
+    heading = chunk.heading[:_HEADING_CHARS_MAX]
+    text = chunk.text.strip()
+    return text if not heading or heading in text else f"{heading}\n{text}"

@@ -1,0 +1,111 @@
+"""Ingest's store: which originals are not settled and which removals are not finished.
+
+It holds ids and times, never a name, a text or a key. Its methods block; call them off the event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from services.common.database import migrate, open_engine
+from services.common.errors import ResourceExhausted, Unavailable
+from services.ingest.schema import REMOVALS, UNSETTLED
+
+_SWEEP_ROWS_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """An original that a document record may or may not name."""
+
+    object_key: str
+    account: str
+    collection_id: str
+    document_id: str
+    settle_after_ms: int
+
+
+class Store:
+    """The tables behind one database URL."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """The store behind a database URL, its schema brought up to date."""
+        engine = open_engine(url)
+        migrate(engine, "services.ingest")
+        return cls(engine)
+
+    def add_unsettled(self, row: Unsettled) -> None:
+        """Remembers an original, durably, before it is written or its record deleted; once."""
+        values = {
+            "object_key": row.object_key,
+            "account": row.account,
+            "collection_id": row.collection_id,
+            "document_id": row.document_id,
+            "settle_after_ms": row.settle_after_ms,
+        }
+        try:
+            self._write(sa.insert(UNSETTLED).values(values))
+        except IntegrityError:
+            # An interrupted deletion is repeated; the first row serves both.
+            return
+
+    def remove_unsettled(self, object_key: str) -> None:
+        """Forgets an original that is settled."""
+        self._write(sa.delete(UNSETTLED).where(UNSETTLED.c.object_key == object_key))
+
+    def unsettled_before(self, account: str, collection_id: str, now_ms: int) -> list[Unsettled]:
+        """Originals of a collection that can be settled now, oldest first, some at a time."""
+        query = (
+            sa.select(UNSETTLED)
+            .where(
+                UNSETTLED.c.account == account,
+                UNSETTLED.c.collection_id == collection_id,
+                UNSETTLED.c.settle_after_ms < now_ms,
+            )
+            .order_by(UNSETTLED.c.settle_after_ms)
+            .limit(_SWEEP_ROWS_MAX)
+        )
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            return [Unsettled(**row) for row in connection.execute(query).mappings()]
+
+    def add_removal(self, prefix: str) -> None:
+        """Remembers, durably, that the objects below a prefix are to go."""
+        try:
+            self._write(sa.insert(REMOVALS).values(prefix=prefix))
+        except IntegrityError:
+            return
+
+    def finish_removal(self, prefix: str, account: str, collection_id: str) -> None:
+        """Forgets a removal and what was unsettled below it; no collection id means all of the account's."""
+        rows = sa.delete(UNSETTLED).where(UNSETTLED.c.account == account)
+        if collection_id:
+            rows = rows.where(UNSETTLED.c.collection_id == collection_id)
+        self._write(rows, sa.delete(REMOVALS).where(REMOVALS.c.prefix == prefix))
+
+    def removals(self) -> list[str]:
+        """Prefixes whose removal was begun and not finished."""
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            return list(connection.execute(sa.select(REMOVALS.c.prefix)).scalars())
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._engine.dispose()
+
+    def _write(self, *statements: sa.Executable) -> None:
+        try:
+            with self._engine.begin() as connection:
+                for statement in statements:
+                    connection.execute(statement)
+        except OperationalError as error:
+            if "disk is full" in str(error.orig):
+                raise ResourceExhausted(
+                    "the storage is full; nothing was written", reason="STORAGE_FULL"
+                ) from error
+            raise Unavailable("the storage failed; try again", reason="STORAGE_FAILED") from error

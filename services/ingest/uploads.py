@@ -1,0 +1,257 @@
+"""One upload from its first byte to a searchable document, or to nothing.
+
+    resolve collection -> earlier document of the same key? -> permit -> receive -> pipeline
+    -> original written -> record and passages committed -> answered
+
+The call's context lives for seconds, so the rest runs under a permit of keyvault's, bound to this
+upload. Until the original is written nothing is stored. From there to the commit the work is a task
+of its own that a caller who leaves does not tear apart. What a crash or an unclear answer leaves
+between the two is settled later by `Originals.sweep`; an upload must never be answered before its
+commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from services.common import ids
+from services.common.clock import Clock
+from services.common.context import Caller, acting_as, current_account, current_caller
+from services.common.errors import DeadlineExceeded, Kind, SealcombError, invalid
+from services.ingest.budget import Reservation, UploadBudget
+from services.ingest.originals import Originals
+from services.ingest.pipeline import Processed
+from services.ingest.records import CollectionInfo, DocumentRecord, Passage, UploadHeader
+
+DOCUMENT_TOO_LARGE = "DOCUMENT_TOO_LARGE"
+_PERMIT_MARGIN_S = 90
+# After these answers the record is certainly not there; after any other one it may be.
+_CERTAIN = frozenset(
+    {
+        Kind.INVALID_ARGUMENT,
+        Kind.NOT_FOUND,
+        Kind.ALREADY_EXISTS,
+        Kind.PERMISSION_DENIED,
+        Kind.RESOURCE_EXHAUSTED,
+        Kind.FAILED_PRECONDITION,
+        Kind.UNIMPLEMENTED,
+        Kind.UNAUTHENTICATED,
+    }
+)
+
+_log = structlog.get_logger("uploads")
+
+
+class PassageWriter(Protocol):
+    """What an upload needs of vectorstore."""
+
+    async def resolve(self, collection: str) -> CollectionInfo:
+        """A collection by name. Raises NotFound."""
+
+    async def find(self, collection: str, idempotency_key: str) -> DocumentRecord | None:
+        """The document that was uploaded under a key, if there is one."""
+
+    async def put(
+        self, collection_id: str, record: DocumentRecord, passages: tuple[Passage, ...]
+    ) -> DocumentRecord:
+        """Commits a record with its passages; the record that is there now."""
+
+
+class Permits(Protocol):
+    """Permits for work that outlives its call."""
+
+    async def issue_permit(self, job_id: str, ttl_s: int) -> str:
+        """A permit of the current caller."""
+
+    async def end_permit(self, job_id: str) -> None:
+        """Ends it."""
+
+
+class DocumentPipeline(Protocol):
+    """Bytes to passages."""
+
+    async def run(self, declared_type: str, name: str, content: bytes) -> Processed:
+        """The passages of a document."""
+
+
+class CollectionCheck(Protocol):
+    """Whether a collection's vectors are this service's embedder's."""
+
+    def __call__(self, collection: CollectionInfo) -> None:
+        """Raises FailedPrecondition if they are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """What one upload may take."""
+
+    document_bytes_max: int = 64 * 1024 * 1024
+    idle_s_max: float = 30.0
+    total_s_max: float = 600.0
+
+
+class Uploads:
+    """Takes documents in."""
+
+    def __init__(
+        self,
+        *,
+        passages: PassageWriter,
+        permits: Permits,
+        pipeline: DocumentPipeline,
+        originals: Originals,
+        budget: UploadBudget,
+        check_collection: CollectionCheck,
+        clock: Clock,
+        limits: UploadLimits,
+    ) -> None:
+        self._passages = passages
+        self._permits = permits
+        self._pipeline = pipeline
+        self._originals = originals
+        self._budget = budget
+        self._check_collection = check_collection
+        self._clock = clock
+        self._limits = limits
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def upload(
+        self, header: UploadHeader, parts: AsyncIterator[bytes]
+    ) -> tuple[CollectionInfo, DocumentRecord]:
+        """Takes a document in; returns once it is durable and searchable.
+
+        Raises what the collection, the budget, the pipeline and the commit raise; then nothing is left of it.
+        """
+        collection = await self._passages.resolve(header.collection)
+        self._check_collection(collection)
+        if header.idempotency_key:
+            earlier = await self._passages.find(header.collection, header.idempotency_key)
+            if earlier is not None:
+                return collection, earlier
+        job_id = ids.new_id()
+        permit = await self._permits.issue_permit(job_id, int(self._limits.total_s_max) + _PERMIT_MARGIN_S)
+        context = dataclasses.replace(current_caller().context, job_id=job_id)
+        with acting_as(Caller(context, permit)):
+            try:
+                return collection, await self._take_in(collection, header, parts)
+            finally:
+                self._spawn(self._end_permit(job_id))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits for commits that are on their way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    async def _take_in(
+        self, collection: CollectionInfo, header: UploadHeader, parts: AsyncIterator[bytes]
+    ) -> DocumentRecord:
+        with self._budget.reserve(current_account()) as reservation:
+            try:
+                async with asyncio.timeout(self._limits.total_s_max):
+                    received = await self._receive(parts, reservation)
+                    size_bytes = sum(len(part) for part in received)
+                    processed = await self._pipeline.run(header.content_type, header.name, b"".join(received))
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "the upload took too long; send it again", reason="UPLOAD_TOO_SLOW"
+                ) from None
+            record = self._record(collection, header, processed, size_bytes)
+            # Cancelled half way, a commit would be neither done nor undone.
+            return await asyncio.shield(
+                self._spawn(self._commit(collection, record, processed.passages, received))
+            )
+
+    async def _receive(self, parts: AsyncIterator[bytes], reservation: Reservation) -> list[bytes]:
+        received: list[bytes] = []
+        size_bytes = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_s_max):
+                    part = await anext(parts, None)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "the upload stood still; send it again", reason="UPLOAD_IDLE"
+                ) from None
+            if part is None:
+                return received
+            size_bytes += len(part)
+            if size_bytes > self._limits.document_bytes_max:
+                limit = self._limits.document_bytes_max
+                raise invalid(
+                    "chunk", f"the document is larger than {limit} bytes", reason=DOCUMENT_TOO_LARGE
+                )
+            reservation.grow(len(part))
+            received.append(part)
+
+    def _record(
+        self, collection: CollectionInfo, header: UploadHeader, processed: Processed, size_bytes: int
+    ) -> DocumentRecord:
+        document_id = ids.new_id()
+        return DocumentRecord(
+            id=document_id,
+            name=header.name,
+            content_type=processed.form.value,
+            size_bytes=size_bytes,
+            passages=len(processed.passages),
+            pages=processed.pages,
+            metadata=header.metadata,
+            principals=header.principals,
+            create_time_ms=int(self._clock.now_s() * 1000),
+            object_key=f"{current_account()}/{collection.id}/{document_id}",
+            idempotency_key=header.idempotency_key,
+        )
+
+    async def _commit(
+        self,
+        collection: CollectionInfo,
+        record: DocumentRecord,
+        passages: tuple[Passage, ...],
+        parts: list[bytes],
+    ) -> DocumentRecord:
+        # The permit has at most its margin left, and what it cannot do any more cannot happen.
+        within_s = self._limits.total_s_max + _PERMIT_MARGIN_S
+        try:
+            object_key = await self._originals.write(
+                current_account(), collection.id, record.id, parts, within_s
+            )
+        except SealcombError:
+            with contextlib.suppress(SealcombError):
+                await self._originals.discard(record.object_key)
+            raise
+        try:
+            stored = await self._passages.put(collection.id, record, passages)
+        except SealcombError as error:
+            if error.kind in _CERTAIN:
+                await self._originals.discard(object_key)
+            raise
+        if stored.id == record.id:
+            await self._originals.keep(object_key)
+        else:
+            # Another upload with the same idempotency key was faster.
+            await self._originals.discard(object_key)
+        return stored
+
+    async def _end_permit(self, job_id: str) -> None:
+        try:
+            await self._permits.end_permit(job_id)
+        except SealcombError as error:
+            # It ends by itself soon.
+            _log.info("a permit was not ended", job_id=job_id, reason=error.reason)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen where the caller has left
