@@ -88,7 +88,11 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
         30.0,
     ),
     **_methods(
-        "AuditService", KEYVAULT, (KEYVAULT,), dict.fromkeys(("ListEvents", "ExportEvents"), Scope.AUDIT), 60.0
+        "AuditService",
+        KEYVAULT,
+        (KEYVAULT,),
+        dict.fromkeys(("ListEvents", "ExportEvents"), Scope.AUDIT),
+        60.0,
     ),
     **_methods(
         "CollectionService",

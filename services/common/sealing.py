@@ -142,9 +142,7 @@ class Opener:
             header, sealed = self._head[:HEADER_BYTES], self._head[HEADER_BYTES:]
             if header != _header(self._key.id):
                 raise OpenFailed
-            self._decryptor = Cobblestone256Decryptor(
-                self._key.secret, context_bytes(header, self._identity)
-            )
+            self._decryptor = Cobblestone256Decryptor(self._key.secret, context_bytes(header, self._identity))
         try:
             return self._decryptor.update(sealed)
         except InvalidTag:

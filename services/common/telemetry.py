@@ -13,9 +13,10 @@ from prometheus_client import Counter, Histogram
 
 LOG_FIELDS = frozenset(
     {
-        "event", "level", "timestamp", "logger", "service", "method", "reason", "why", "code", "peer", "account",
-        "token_id", "resource", "key_id", "request_id", "job_id", "duration_ms", "count", "size_bytes", "version",
-        "port", "pid", "exit_code", "attempt", "state", "exception_type", "exception_at", "provider", "points", "sequence",
+        "event", "level", "timestamp", "logger", "service", "method", "reason", "why", "code", "peer",
+        "account", "token_id", "resource", "key_id", "request_id", "job_id", "duration_ms", "count",
+        "size_bytes", "version", "port", "pid", "exit_code", "attempt", "state", "exception_type",
+        "exception_at", "provider", "points", "sequence",
     }
 )  # fmt: skip
 _VALUE_CHARS_MAX = 256
@@ -59,7 +60,7 @@ def configure_logging(service: str, level: str = "info") -> None:
 
 
 def exception_place(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replaces an exception by its type and where it was raised: its text and values may be anybody's data."""
+    """Replaces an exception by its type and its place: its text and values may be anybody's data."""
     info = event.pop("exc_info", None)
     error = sys.exc_info()[1] if info is True else info
     if isinstance(error, BaseException):

@@ -44,7 +44,12 @@ def test_the_edge_alone_may_call_public_methods_and_only_at_their_owner() -> Non
 
 
 def test_only_the_event_watch_and_health_go_without_a_context() -> None:
-    free = {path for service in methods.SERVICES for path, rule in rules_for(service).items() if not rule.needs_context}
+    free = {
+        path
+        for service in methods.SERVICES
+        for path, rule in rules_for(service).items()
+        if not rule.needs_context
+    }
     assert free == {
         "/sealcomb.internal.v1.KeyReleaseService/WatchKeyEvents",
         "/grpc.health.v1.Health/Check",
@@ -55,9 +60,13 @@ def test_only_the_event_watch_and_health_go_without_a_context() -> None:
 def test_a_context_for_one_public_method_does_not_open_another() -> None:
     """C5: replay of a context on another method."""
     rule = Rule(frozenset({"gateway"}))
-    check_context(rule, "/sealcomb.v1.VectorService/Query", "gateway", _context("/sealcomb.v1.VectorService/Query"))
+    check_context(
+        rule, "/sealcomb.v1.VectorService/Query", "gateway", _context("/sealcomb.v1.VectorService/Query")
+    )
     with pytest.raises(ContextRefused):
-        check_context(rule, "/sealcomb.v1.VectorService/Upsert", "gateway", _context("/sealcomb.v1.VectorService/Query"))
+        check_context(
+            rule, "/sealcomb.v1.VectorService/Upsert", "gateway", _context("/sealcomb.v1.VectorService/Query")
+        )
 
 
 def test_inner_methods_want_a_context_of_their_public_origins() -> None:

@@ -38,10 +38,16 @@ def test_a_bad_field_is_named_in_badrequest() -> None:
     found = _unpack(status_proto(invalid("points[3].vector", "has 3 values, not 4"), "r1"))
     bad = found["BadRequest"]
     assert isinstance(bad, error_details_pb2.BadRequest)
-    assert [(v.field, v.description) for v in bad.field_violations] == [("points[3].vector", "has 3 values, not 4")]
+    assert [(v.field, v.description) for v in bad.field_violations] == [
+        ("points[3].vector", "has 3 values, not 4")
+    ]
     info = found["ErrorInfo"]
     assert isinstance(info, error_details_pb2.ErrorInfo)
-    assert (info.reason, info.domain, info.metadata["request_id"]) == ("INVALID_ARGUMENT", "sealcomb.dev", "r1")
+    assert (info.reason, info.domain, info.metadata["request_id"]) == (
+        "INVALID_ARGUMENT",
+        "sealcomb.dev",
+        "r1",
+    )
 
 
 def test_a_reached_limit_says_when_to_come_back() -> None:
@@ -57,12 +63,21 @@ def test_a_reached_limit_says_when_to_come_back() -> None:
 
 
 def test_a_peers_error_passes_through_with_reason_and_fields() -> None:
-    sent = errors.InvalidArgument("bad", reason="WRONG_DIMENSION", fields=[FieldViolation("vector", "is short")])
+    sent = errors.InvalidArgument(
+        "bad", reason="WRONG_DIMENSION", fields=[FieldViolation("vector", "is short")]
+    )
     got = error_from_call(_call_error(grpc.StatusCode.INVALID_ARGUMENT, "bad", status_proto(sent, "r")))
-    assert (got.kind, got.reason, got.message, got.fields) == (sent.kind, sent.reason, sent.message, sent.fields)
+    assert (got.kind, got.reason, got.message, got.fields) == (
+        sent.kind,
+        sent.reason,
+        sent.message,
+        sent.fields,
+    )
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN]
+)
 def test_the_text_of_a_transport_failure_stays_inside(code: grpc.StatusCode) -> None:
     """A17: transport errors name inner addresses."""
     got = error_from_call(_call_error(code, "failed to connect to ipv4:10.0.0.7:4000", None))

@@ -9,9 +9,10 @@ import grpc
 import grpc.aio
 
 from services.common.context import HEADER, ContextRefused, current_caller
+from services.common.rpc.credentials import channel_credentials
 from services.common.rpc.server import MESSAGE_BYTES_MAX
 from services.common.rpc.status import error_from_call
-from services.common.tls import TlsFiles, channel_credentials, host_of
+from services.common.tls import TlsFiles, host_of
 
 _DEADLINE_S = 15.0
 _Response = TypeVar("_Response")

@@ -57,15 +57,21 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(self._unknown)
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(path, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+                self._stream(path, handler.stream_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(path, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+                self._stream(path, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(path, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+                self._unary(path, handler.stream_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(path, handler.unary_unary), handler.request_deserializer, handler.response_serializer

@@ -6,8 +6,9 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from services.common.rpc.credentials import server_credentials
 from services.common.rpc.interceptor import GuardInterceptor
-from services.common.tls import TlsFiles, server_credentials
+from services.common.tls import TlsFiles
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _OPTIONS = (
@@ -26,10 +27,23 @@ class InnerServer:
     """One service's server. Register servicers on `grpc_server`, then `start`; `stop` drains."""
 
     def __init__(
-        self, listen: str, tls: TlsFiles, guard: GuardInterceptor, *, message_bytes_max: int = MESSAGE_BYTES_MAX
+        self,
+        listen: str,
+        tls: TlsFiles,
+        guard: GuardInterceptor,
+        *,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+        received_bytes_max: int | None = None,
     ) -> None:
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", message_bytes_max), ("grpc.max_send_message_length", message_bytes_max))
-        self.grpc_server = grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=1000)
+        options = (
+            *_OPTIONS,
+            # What a peer sends is in memory before anything looks at it: it may have its own bound.
+            ("grpc.max_receive_message_length", received_bytes_max or message_bytes_max),
+            ("grpc.max_send_message_length", message_bytes_max),
+        )
+        self.grpc_server = grpc.aio.server(
+            interceptors=[guard], options=options, maximum_concurrent_rpcs=1000
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         self.port = self.grpc_server.add_secure_port(listen, server_credentials(tls))
@@ -41,7 +55,9 @@ class InnerServer:
 
     async def set_ready(self, ready: bool) -> None:
         """Tells health checks whether to send calls here."""
-        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        state = (
+            health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         await self._health.set("", state)
 
     async def stop(self, grace_s: float = 10.0) -> None:

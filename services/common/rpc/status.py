@@ -22,7 +22,7 @@ _FIELDS_MAX = 32
 
 
 def status_proto(error: SealcombError, request_id: str) -> status_pb2.Status:
-    """The google.rpc.Status of an error: ErrorInfo always, BadRequest, QuotaFailure, RetryInfo where they apply."""
+    """The google.rpc.Status of an error: ErrorInfo always; other details where they apply."""
     status = status_pb2.Status(code=error.kind.value, message=error.message)
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} if request_id else {}
@@ -30,7 +30,9 @@ def status_proto(error: SealcombError, request_id: str) -> status_pb2.Status:
     status.details.add().Pack(info)
     if error.fields:
         violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
+            error_details_pb2.BadRequest.FieldViolation(
+                field=violation.field, description=violation.description
+            )
             for violation in error.fields[:_FIELDS_MAX]
         ]
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=violations))
@@ -78,7 +80,9 @@ def _plain_error(code: grpc.StatusCode) -> SealcombError:
         made = SealcombError("the call was cancelled", reason="CANCELLED")
         made.kind = Kind.ABORTED
         return made
-    made = SealcombError("a part of the service is not reachable; try again", reason="UNAVAILABLE", retry_after_s=1.0)
+    made = SealcombError(
+        "a part of the service is not reachable; try again", reason="UNAVAILABLE", retry_after_s=1.0
+    )
     made.kind = Kind.UNAVAILABLE
     return made
 
