@@ -1,0 +1,16 @@
+"""One running edge for the tests that do not break it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.gateway.rig import Edge, running_edge
+
+
+@pytest.fixture(scope="session")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """A whole edge with generous limits, shared."""
+    with running_edge(tmp_path_factory.mktemp("edge")) as running:
+        yield running
