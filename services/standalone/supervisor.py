@@ -21,6 +21,7 @@ from services.standalone.logs import LogFile
 
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 64 * 1024
+_READS_MAX = 16
 _STOP_GRACE_S = 12.0
 # A service that lived this long starts afresh: its next death is the first again.
 _SETTLED_S = 5.0
@@ -131,7 +132,30 @@ class Supervisor:
             log.close()
 
     async def _run_once(self, service: Service, log: LogFile) -> int:
-        process = await asyncio.create_subprocess_exec(
+        # A pipe of our own: asyncio's would keep `wait` waiting for every grandchild that holds its end.
+        output, output_end = os.pipe()
+        os.set_blocking(output, False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(output, _copy_output, output, log)
+        try:
+            try:
+                process = await self._spawn(service, output_end)
+            finally:
+                os.close(output_end)
+            self._processes[service.name] = process
+            if self._stopping.is_set():
+                _signal(process, signal.SIGTERM)
+            try:
+                return await process.wait()
+            finally:
+                del self._processes[service.name]
+        finally:
+            loop.remove_reader(output)
+            _copy_output(output, log)
+            os.close(output)
+
+    async def _spawn(self, service: Service, output: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
             "-m",
@@ -140,24 +164,12 @@ class Supervisor:
             service.module,
             env=dict(service.environment),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=output,
+            stderr=output,
             pass_fds=self._descriptors,
             # Ctrl-C in a terminal reaches this process alone, which then stops the others in order.
             process_group=0,
         )
-        self._processes[service.name] = process
-        if self._stopping.is_set():
-            _signal(process, signal.SIGTERM)
-        output = asyncio.create_task(_copy_output(process, log))
-        try:
-            exit_code = await process.wait()
-            # A grandchild may hold the pipe open; what the service itself wrote is here by now.
-            await asyncio.wait([output], timeout=1.0)
-            return exit_code
-        finally:
-            output.cancel()
-            del self._processes[service.name]
 
     def _pids(self) -> set[int]:
         return {process.pid for process in self._processes.values()}
@@ -200,9 +212,17 @@ async def _end_orphans() -> None:
         await asyncio.sleep(0.05)
 
 
-async def _copy_output(process: asyncio.subprocess.Process, log: LogFile) -> None:
-    assert process.stdout is not None  # noqa: S101  (made with a pipe)
-    while data := await process.stdout.read(_READ_BYTES):
+def _copy_output(output: int, log: LogFile) -> None:
+    # Bounded, so that one talkative service cannot hold up the loop.
+    for _ in range(_READS_MAX):
+        try:
+            data = os.read(output, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            # Every writer has closed it; the loop must not be told so again and again.
+            asyncio.get_running_loop().remove_reader(output)
+            return
         log.write(data)
 
 
