@@ -114,9 +114,8 @@ class FakeEdge(
 
     def GetDocument(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
-        return document_service_pb2.GetDocumentResponse(
-            document={"id": request.id, "name": "../../etc/passwd"}
-        )
+        document = document_service_pb2.Document(id=request.id, name="../../etc/passwd")
+        return document_service_pb2.GetDocumentResponse(document=document)
 
     def DownloadDocument(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
@@ -149,9 +148,8 @@ class FakeEdge(
 
     def Query(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
-        return vector_service_pb2.QueryResponse(
-            hits=[{"id": "p", "score": 1.0, "vector_f32": request.vector_f32}]
-        )
+        hit = vector_service_pb2.Hit(id="p", score=1.0, vector_f32=request.vector_f32)
+        return vector_service_pb2.QueryResponse(hits=[hit])
 
 
 @contextmanager

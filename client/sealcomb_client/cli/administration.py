@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from sealcomb_client import audit as audit_chain
 from sealcomb_client.cli.options import Duration
+from sealcomb_client.cli.output import CommandFailed
 from sealcomb_client.cli.session import Session, command
 
 _SCOPES = click.Choice(["read", "write", "sources", "keys", "audit", "admin"])
@@ -191,3 +193,38 @@ def export(session: Session, file: Path) -> None:
             lines.write(line + "\n")
             count += 1
     session.output.value({"written": str(file), "events": count})
+
+
+@command(audit)
+@click.argument("file", type=click.Path(exists=True, path_type=Path, dir_okay=False))
+@click.option(
+    "--known", metavar="SEQUENCE:HASH", help="Head of an earlier check, which the log must contain."
+)
+def verify(session: Session, file: Path, known: str | None) -> None:
+    """Check an exported log offline: nothing changed, nothing missing in between.
+
+    Keep the head that this prints: given as --known next time, it shows that nothing was cut off since.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        head = audit_chain.verify_chain(lines, _known_head(lines, known))
+    except audit_chain.ChainBroken as error:
+        raise CommandFailed(f"the log was changed: {error}") from error
+    if head is None:
+        session.output.value({"events": 0})
+        return
+    session.output.value(
+        {"events": head.sequence, "account": head.account, "head": f"{head.sequence}:{head.hash}"}
+    )
+
+
+def _known_head(lines: list[str], known: str | None) -> audit_chain.ChainHead | None:
+    if known is None:
+        return None
+    sequence, _, digest = known.partition(":")
+    first = audit_chain.verify_chain(lines[:1])
+    if not sequence.isdigit() or first is None:
+        raise ValueError(
+            "--known must be SEQUENCE:HASH as an earlier check printed it, of a log that is not empty"
+        )
+    return audit_chain.ChainHead(first.account, int(sequence), digest)
