@@ -5,7 +5,13 @@ from __future__ import annotations
 import base64
 
 from services.common.context import HEADER
-from services.common.errors import Unimplemented
+from services.common.errors import (
+    DeadlineExceeded,
+    ResourceExhausted,
+    SealcombError,
+    Unavailable,
+    Unimplemented,
+)
 from services.common.methods import EDGE_METHODS, GATEWAY, HEALTH_METHODS, PublicMethod
 from services.common.rpc.status import status_proto
 from services.gateway.envoy.headers import unlisted_pattern
@@ -25,6 +31,8 @@ from services.gateway.ext_authz import ACCOUNT_HEADER, ADDRESS_HEADER
 
 _FILTERS = TYPE + "extensions.filters.http."
 _EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
+_HEADER_KIB_MAX = 16
+_CLIENT_ADDRESS = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 _HEALTH_TIMEOUT_S = 5.0
 _HEALTH_CALLS_PER_SECOND = 100
 # gRPC's own message header in front of a message of the largest size.
@@ -69,6 +77,8 @@ def _connection_manager(plan: EdgePlan) -> Json:
             "max_concurrent_streams": 100,
             "initial_stream_window_size": STREAM_WINDOW_BYTES,
             "initial_connection_window_size": CONNECTION_WINDOW_BYTES,
+            # SETTINGS_MAX_HEADER_LIST_SIZE: a client that heeds it refuses larger metadata itself.
+            "custom_settings_parameters": [{"identifier": 6, "value": _HEADER_KIB_MAX * 1024}],
             "max_outbound_frames": 5000,
             "max_outbound_control_frames": 500,
             "max_consecutive_inbound_frames_with_empty_payload": 1,
@@ -83,7 +93,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
             # A header with an underscore may be read as one with a hyphen further in.
             "headers_with_underscores_action": "DROP_HEADER",
         },
-        "max_request_headers_kb": 16,
+        "max_request_headers_kb": _HEADER_KIB_MAX,
         "request_headers_timeout": "10s",
         "stream_idle_timeout": "60s",
         "delayed_close_timeout": "1s",
@@ -96,7 +106,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
         "skip_xff_append": True,
         "generate_request_id": True,
         "early_header_mutation_extensions": [_header_allow_list()],
-        "local_reply_config": _LOCAL_REPLIES,
+        "local_reply_config": _local_replies(plan),
         "http_filters": [
             {"name": _LIMIT_FILTER, "typed_config": _local_limit()},
             {"name": _EXT_AUTHZ_FILTER, "typed_config": _ext_authz(plan)},
@@ -117,7 +127,12 @@ def _connection_manager(plan: EdgePlan) -> Json:
                         *(_health_route(path) for path in HEALTH_METHODS),
                         _unlisted_route(),
                     ],
-                    "request_headers_to_remove": ["authorization", ADDRESS_HEADER, "x-forwarded-proto"],
+                    "request_headers_to_remove": [
+                        "authorization",
+                        ADDRESS_HEADER,
+                        "x-envoy-external-address",
+                        "x-forwarded-proto",
+                    ],
                     "response_headers_to_remove": ["server", "x-envoy-upstream-service-time"],
                 }
             ],
@@ -132,15 +147,7 @@ def _header_allow_list() -> Json:
             "@type": TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
             "mutations": [
                 {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": unlisted_pattern()}}}},
-                {
-                    "append": {
-                        "header": {
-                            "key": ADDRESS_HEADER,
-                            "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
-                        },
-                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                    }
-                },
+                {"append": _header(ADDRESS_HEADER, _CLIENT_ADDRESS, "OVERWRITE_IF_EXISTS_OR_ADD")},
             ],
         },
     }
@@ -216,14 +223,13 @@ def _health_route(path: str) -> Json:
 
 def _unlisted_route() -> Json:
     message = "no such method"
-    details = (
-        base64.b64encode(status_proto(Unimplemented(message), "").SerializeToString()).decode().rstrip("=")
-    )
     return {
         "match": {"prefix": "/"},
         # For gRPC, Envoy makes status 12 of 404.
         "direct_response": {"status": 404, "body": {"inline_string": message}},
-        "response_headers_to_add": [{"header": {"key": "grpc-status-details-bin", "value": details}}],
+        "response_headers_to_add": [
+            {"header": {"key": "grpc-status-details-bin", "value": _details(Unimplemented(message))}}
+        ],
         "typed_per_filter_config": {_EXT_AUTHZ_FILTER: _no_policy(), _BUFFER_FILTER: _no_buffer()},
     }
 
@@ -278,4 +284,41 @@ def _exact(*names: str) -> Json:
     return {"patterns": [{"exact": name} for name in names]}
 
 
-_LOCAL_REPLIES: Json = {"mappers": []}
+def _local_reply(http_status: int, error: SealcombError) -> Json:
+    """What Envoy says itself in place of its own words, which would name inner parts."""
+    details = _details(error)
+    return {
+        "filter": {
+            "status_code_filter": {
+                "comparison": {
+                    "op": "EQ",
+                    "value": {"default_value": http_status, "runtime_key": "edge.none"},
+                }
+            }
+        },
+        "body": {"inline_string": error.message},
+        "headers_to_add": [
+            _header("grpc-status", str(error.kind.value), "OVERWRITE_IF_EXISTS_OR_ADD"),
+            # An answer of the policy process has these already, and keeps them.
+            _header("grpc-status-details-bin", details, "ADD_IF_ABSENT"),
+        ],
+    }
+
+
+def _header(key: str, value: str, append_action: str) -> Json:
+    return {"header": {"key": key, "value": value}, "append_action": append_action}
+
+
+def _details(error: SealcombError) -> str:
+    return base64.b64encode(status_proto(error, "").SerializeToString()).decode().rstrip("=")
+
+
+def _local_replies(plan: EdgePlan) -> Json:
+    too_large = ResourceExhausted(
+        f"the request is larger than {plan.message_bytes_max} bytes; send less at once",
+        reason="MESSAGE_TOO_LARGE",
+    )
+    unavailable = Unavailable("a part of the service is not reachable; try again", retry_after_s=1.0)
+    late = DeadlineExceeded("the call did not end in time; try again")
+    replies = {413: too_large, 503: unavailable, 408: late, 504: late}
+    return {"mappers": [_local_reply(http_status, error) for http_status, error in replies.items()]}
