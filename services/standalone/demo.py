@@ -7,6 +7,7 @@ finished demo is never made again, whatever the user did to it since.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,21 +98,33 @@ def search_report(hits: Sequence[search_service_pb2.SearchHit]) -> str:
 
 def how_to_repeat(data: Path, endpoint: str) -> str:
     """The same search by grpcurl, by the command line and in Python."""
-    env_file = data / "client.env"
+    env_file, ca_file = _shown(data / "client.env"), _shown(data / "ca.pem")
     return f"""
 repeat it with grpcurl:
   . {env_file}
-  grpcurl -cacert {data / "ca.pem"} -H "authorization: Bearer $SEALCOMB_TOKEN" \\
+  {_program("grpcurl")} -cacert {ca_file} -H "authorization: Bearer $SEALCOMB_TOKEN" \\
     -d '{{"collection": "{COLLECTION}", "query": "{QUESTION}", "top_k": 1}}' \\
     {endpoint} sealcomb.v1.SearchService/Search
 with the command line:
-  sealcomb --env-file {env_file} search {COLLECTION} "{QUESTION}"
-in Python:
+  {_program("sealcomb")} --env-file {env_file} search {COLLECTION} "{QUESTION}"
+in Python ({_program("python")}):
   from pathlib import Path
   from sealcomb_client import Client
   with Client.from_env(Path("{env_file}")) as client:
       print(client.search("{COLLECTION}", "{QUESTION}")[0].text)
 """
+
+
+def _program(name: str) -> str:
+    """How to call a program from here: as it was installed with this one, else by its name."""
+    path = Path(sys.executable).with_name(name)
+    return _shown(path) if path.exists() else name
+
+
+def _shown(path: Path) -> str:
+    """The path as seen from the current folder, if it is below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _wrapped(text: str, width: int = 96, lines_max: int = 10) -> list[str]:
