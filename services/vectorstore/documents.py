@@ -1,0 +1,252 @@
+"""The state of a text collection: documents and their passages.
+
+A document's record and its passages come and go together. Filters and principals are the
+document's, so they are resolved to documents first and then to the rows of their passages.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.vectorstore.arrays import Growable
+from services.vectorstore.columns import Columns
+from services.vectorstore.filters import Filter, resolve
+from services.vectorstore.index import Mask, Metric
+from services.vectorstore.lexical import LexicalIndex, analyse
+from services.vectorstore.metadata import fields_of
+from services.vectorstore.operations import (
+    DataDamaged,
+    DeleteDocument,
+    Document,
+    Operation,
+    Passage,
+    PutDocument,
+)
+from services.vectorstore.state import Capture, Point, State, Steps
+
+_PRINCIPAL = "principal"
+_ROW_BYTES = 250
+_DOCUMENT_BYTES = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A document with the rows of its passages; `number` is its place in the columns."""
+
+    document: Document
+    number: int
+    first: int
+    count: int
+
+
+class DocumentState(State):
+    """Documents by id, passages by row."""
+
+    def __init__(self, dimension: int, metric: Metric) -> None:
+        super().__init__(dimension, metric)
+        self.columns = Columns()
+        self.lexical = LexicalIndex()
+        self.next_sequence = 1
+        self._principals = Columns()
+        self._stored: dict[str, Stored] = {}
+        self._by_key: dict[str, str] = {}
+        # Sequences and ids in the order of creation.
+        self._order: list[tuple[int, str]] = []
+        # By number of the document.
+        self._numbered: list[Stored | None] = []
+        self._alive: Growable[np.bool_] = Growable(np.bool_)
+        self._open: Growable[np.bool_] = Growable(np.bool_)
+        self._restricted = 0
+        # By row.
+        self._owner: Growable[np.int32] = Growable(np.int32)
+        self._passages: list[Passage | None] = []
+        self._content_bytes = 0
+
+    @property
+    def documents(self) -> int:
+        """Documents that are there."""
+        return len(self._stored)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the state holds, about."""
+        parts = self.index.size_bytes + self.columns.size_bytes + self.lexical.size_bytes
+        rows = _ROW_BYTES * len(self._passages) + _DOCUMENT_BYTES * len(self._numbered)
+        return parts + self._principals.size_bytes + rows + self._content_bytes
+
+    def steps(self, operation: Operation) -> Steps:
+        """Applies an operation on documents."""
+        match operation:
+            case PutDocument():
+                yield from self._put(operation, lexical=True)
+                return 1
+            case DeleteDocument(id_):
+                return self._delete(id_)
+            case _:
+                raise DataDamaged
+
+    def restore(self, operation: PutDocument) -> None:
+        """Puts a document whose postings come from a snapshot."""
+        for _ in self._put(operation, lexical=False):
+            pass
+
+    def counts_after(self, operations: Sequence[Operation]) -> tuple[int, int]:
+        """How many passages and documents there will be."""
+        points, documents = self.points, self.documents
+        for operation in operations:
+            if isinstance(operation, PutDocument):
+                points, documents = points + len(operation.passages), documents + 1
+            elif isinstance(operation, DeleteDocument) and operation.id in self._stored:
+                points, documents = points - self._stored[operation.id].count, documents - 1
+        return points, documents
+
+    def document(self, id_: str) -> Stored | None:
+        """A document."""
+        return self._stored.get(id_)
+
+    def document_by_key(self, idempotency_key: str) -> Stored | None:
+        """The document that was put under an idempotency key."""
+        id_ = self._by_key.get(idempotency_key)
+        return None if id_ is None else self._stored[id_]
+
+    def documents_after(self, sequence: int) -> Iterator[Stored]:
+        """Documents in order of creation, those after a sequence."""
+        start = bisect_right(self._order, (sequence, "\U0010ffff"))
+        return (self._stored[id_] for _sequence, id_ in self._order[start:])
+
+    def passage(self, row: int) -> tuple[Document, Passage]:
+        """A living row's document and passage."""
+        stored = self._numbered[int(self._owner.view()[row])]
+        passage = self._passages[row]
+        if stored is None or passage is None:
+            raise LookupError("a dead row")
+        return stored.document, passage
+
+    def point(self, row: int) -> Point:
+        """A living row; its metadata is its document's."""
+        document, passage = self.passage(row)
+        return Point(row, _point_id(document.id, passage.index), document.metadata, passage.text)
+
+    def row_of(self, id_: str) -> int | None:
+        """The row of `<document id>#<index>`, open to everybody."""
+        stored = self._stored.get(id_.partition("#")[0])
+        if stored is None or not self._open.view()[stored.number]:
+            return None
+        for row in range(stored.first, stored.first + stored.count):
+            passage = self._passages[row]
+            if passage is not None and _point_id(stored.document.id, passage.index) == id_:
+                return row
+        return None
+
+    def allowed(self, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
+        """The rows of documents that match and are open, or open to one of the principals."""
+        if condition is None and not self._restricted:
+            return None
+        seen = self._open.view() & self._alive.view()
+        if principals:
+            may = self._principals.one_of(_PRINCIPAL, principals, len(seen))
+            seen |= may & self._alive.view()
+        if condition is not None:
+            # Of the documents that may be seen alone: even an error must not tell of others.
+            seen = resolve(condition, self.columns, seen)
+        mask: Mask = seen[self._owner.view()] & self.index.live
+        return mask
+
+    def capture(self) -> DocumentCapture:
+        """The present state for another thread."""
+        return DocumentCapture(self, list(self._stored.values()), list(self._passages))
+
+    def _ids(self) -> Iterator[str]:
+        for stored in self._stored.values():
+            if self._open.view()[stored.number]:
+                for passage in self._passages[stored.first : stored.first + stored.count]:
+                    if passage is not None:
+                        yield _point_id(stored.document.id, passage.index)
+
+    def _put(self, operation: PutDocument, *, lexical: bool) -> Iterator[None]:
+        document, count = operation.document, len(operation.passages)
+        if document.id in self._stored:
+            raise DataDamaged
+        first = self.index.reserve(operation.vectors)
+        number = self._alive.extend([False])
+        self._open.extend([not document.principals])
+        self._owner.extend([number] * count)
+        self._passages.extend(operation.passages)
+        self._numbered.append(None)
+        if lexical:
+            yield from self.lexical.add(
+                first, operation.analysed or analyse([passage.text for passage in operation.passages])
+            )
+            self.lexical.publish(first, count)
+        # From here to the end nothing yields, so the document shows as a whole.
+        self.columns.add(number, fields_of(document.metadata))
+        if document.principals:
+            self._principals.add(number, {_PRINCIPAL: document.principals})
+            self._restricted += 1
+        stored = Stored(document, number, first, count)
+        self._numbered[number] = self._stored[document.id] = stored
+        self._order.append((document.sequence, document.id))
+        self.next_sequence = document.sequence + 1
+        if document.idempotency_key:
+            self._by_key[document.idempotency_key] = document.id
+        self._content_bytes += sum(len(passage.text) for passage in operation.passages)
+        self._alive.view()[number] = True
+        self.index.publish(first, count)
+        self._changed()
+
+    def _delete(self, id_: str) -> int:
+        stored = self._stored.pop(id_, None)
+        if stored is None:
+            return 0
+        rows = np.arange(stored.first, stored.first + stored.count)
+        self.index.remove(rows)
+        self.lexical.remove(rows)
+        self._alive.view()[stored.number] = False
+        self._numbered[stored.number] = None
+        self._restricted -= bool(stored.document.principals)
+        if self._by_key.get(stored.document.idempotency_key) == id_:
+            del self._by_key[stored.document.idempotency_key]
+        position = bisect_right(self._order, (stored.document.sequence, ""))
+        del self._order[position]
+        for row in rows.tolist():
+            passage = self._passages[row]
+            self._content_bytes -= len(passage.text) if passage else 0
+            self._passages[row] = None
+        self._changed()
+        return 1
+
+
+class DocumentCapture(Capture):
+    """The documents as they were."""
+
+    def __init__(self, state: DocumentState, stored: list[Stored], passages: list[Passage | None]) -> None:
+        self._state = state
+        self._vectors, self._live = state.index.freeze()
+        self._stored, self._passages = stored, passages
+
+    def operations(self) -> Iterator[Operation]:
+        """Puts of all documents, in order of creation, which is the order of their rows."""
+        for stored in self._stored:
+            rows = slice(stored.first, stored.first + stored.count)
+            passages = [passage for passage in self._passages[rows] if passage is not None]
+            yield PutDocument(stored.document, passages, self._vectors[rows])
+
+    def postings(self) -> Iterator[tuple[str, bytes]]:
+        """The postings of living rows, numbered as `operations` will number them."""
+        return iter(self._state.lexical.dump(self._live))
+
+    def lengths(self) -> bytes:
+        """The lengths of living passages."""
+        return self._state.lexical.dump_lengths(self._live).astype("<u4").tobytes()
+
+    def release(self) -> None:
+        """Lets deleted vectors be wiped again."""
+        self._state.index.thaw()
+
+
+def _point_id(document_id: str, index: int) -> str:
+    return f"{document_id}#{index:05d}"

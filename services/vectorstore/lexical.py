@@ -1,0 +1,175 @@
+"""The lexical index: BM25 over the words of passages.
+
+Scoring is Robertson and Zaragoza (2009) with k1 1.2 and b 0.75 and the idf that cannot be negative,
+ln(1 + (N - df + 0.5) / (df + 0.5)). Words are lower-case Unicode word tokens without English stop
+words, stemmed by Snowball's English stemmer; a word of another language is its own stem.
+
+A posting is one unsigned 64-bit number: the row, and in the low 16 bits how often the term occurs there.
+Rows are never reused, so a deletion needs no work here: df and scores count living rows only.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import Stemmer
+
+from services.vectorstore.arrays import Growable
+from services.vectorstore.index import Found, Mask
+
+K1 = 1.2
+B = 0.75
+# Names how texts become terms: postings made another way are made anew.
+ANALYSER = f"snowball-english-{Stemmer.version()}-1"
+_COUNT_BITS = 16
+_COUNT_MAX = (1 << _COUNT_BITS) - 1
+_WORD_CHARS_MAX = 64
+_QUERY_TERMS_MAX = 512
+_WORD = re.compile(r"\w+")
+_STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be but by for if in into is it no not of on or s such t that the their then "
+        "there these they this to was will with",
+    )
+)
+_local = threading.local()
+
+
+def terms_of(text: str) -> list[str]:
+    """The terms of a text, in order."""
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    kept = [word[:_WORD_CHARS_MAX] for word in words if word not in _STOP_WORDS]
+    stemmer = getattr(_local, "stemmer", None)
+    if stemmer is None:
+        # A stemmer is not safe to share between threads.
+        stemmer = _local.stemmer = Stemmer.Stemmer("english")
+    stems: list[str] = stemmer.stemWords(kept)
+    return stems
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """The terms of some passages: their lengths, and by term the postings relative to the first passage."""
+
+    lengths: npt.NDArray[np.uint32]
+    postings: dict[str, npt.NDArray[np.uint64]]
+
+
+def analyse(texts: Sequence[str]) -> Analysed:
+    """The terms of passages; takes about a millisecond a passage, so call it off the event loop."""
+    lengths = np.zeros(len(texts), np.uint32)
+    postings: dict[str, list[int]] = {}
+    for position, text in enumerate(texts):
+        terms = terms_of(text)
+        lengths[position] = len(terms)
+        for term, count in Counter(terms).items():
+            postings.setdefault(term, []).append(position << _COUNT_BITS | min(count, _COUNT_MAX))
+    return Analysed(lengths, {term: np.array(found, np.uint64) for term, found in postings.items()})
+
+
+class LexicalIndex:
+    """The postings of one collection."""
+
+    def __init__(self) -> None:
+        self._postings: dict[str, array[int]] = {}
+        self._lengths: Growable[np.uint32] = Growable(np.uint32)
+        # The sum over living rows.
+        self._length_sum = 0
+        self._posting_count = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that is held, about."""
+        return self._lengths.size_bytes + 10 * self._posting_count + 200 * len(self._postings)
+
+    def add(self, first: int, analysed: Analysed) -> Iterator[None]:
+        """Adds passages from row `first` on, in steps, since many take long; they count once published."""
+        self._lengths.extend(analysed.lengths)
+        base = np.uint64(first << _COUNT_BITS)
+        for number, (term, postings) in enumerate(analysed.postings.items()):
+            known = self._postings.get(term)
+            if known is None:
+                known = self._postings[term] = array("Q")
+            known.frombytes((postings + base).tobytes())
+            self._posting_count += len(postings)
+            if number % 2000 == 1999:
+                yield
+
+    def publish(self, first: int, count: int) -> None:
+        """Counts rows that were added as living."""
+        self._length_sum += int(self._lengths.view()[first : first + count].sum())
+
+    def load(self, lengths: npt.NDArray[np.uint32], postings: Iterable[tuple[str, bytes]]) -> None:
+        """Fills an empty index with what `dump_lengths` and `dump` gave."""
+        self._lengths.extend(lengths)
+        self._length_sum = int(lengths.sum())
+        for term, raw in postings:
+            known = self._postings[term] = array("Q")
+            known.frombytes(raw)
+            self._posting_count += len(known)
+
+    def remove(self, rows: npt.NDArray[np.int64]) -> None:
+        """Counts rows as dead."""
+        self._length_sum -= int(self._lengths.view()[rows].sum())
+
+    def search(self, query: str, k: int, live: Mask, allowed: Mask | None = None) -> Found:
+        """The `k` best living, allowed rows that have any term of the query.
+
+        Statistics count all living rows, so a filter changes no score.
+        """
+        alive = int(np.count_nonzero(live))
+        terms = Counter(terms_of(query)).most_common(_QUERY_TERMS_MAX)
+        scores = np.zeros(len(live), np.float64)
+        average = self._length_sum / alive if alive else 1.0
+        for term, times in terms:
+            rows, counts = self._living(term, live)
+            if not len(rows):
+                continue
+            idf = np.log1p((alive - len(rows) + 0.5) / (len(rows) + 0.5))
+            norm = K1 * (1 - B + B * self._lengths.view()[rows] / (average or 1.0))
+            scores[rows] += times * idf * (counts / (counts + norm))
+        found = np.flatnonzero(scores if allowed is None else scores * allowed)
+        if len(found) > k:
+            found = found[np.argpartition(scores[found], len(found) - k)[-k:]]
+        order = np.lexsort((found, -scores[found]))
+        return Found(found[order], scores[found[order]])
+
+    def _living(self, term: str, live: Mask) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        known = self._postings.get(term)
+        if known is None:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        postings = np.frombuffer(known, np.uint64)
+        rows = (postings >> np.uint64(_COUNT_BITS)).astype(np.int64)
+        counts = (postings & np.uint64(_COUNT_MAX)).astype(np.float64)
+        kept = live[rows]
+        return rows[kept], counts[kept]
+
+    def dump(self, live: Mask) -> Iterable[tuple[str, bytes]]:
+        """By term, the postings of living rows, numbered anew from 0 in order; for another thread.
+
+        Rows beyond the mask came later and are left out.
+        """
+        new_rows = np.cumsum(live) - 1
+        # Both copies are single steps of the interpreter, so the event loop may go on adding.
+        for term, known in list(self._postings.items()):
+            postings = np.frombuffer(known[:], np.uint64)
+            rows = (postings >> np.uint64(_COUNT_BITS)).astype(np.int64)
+            kept = rows < len(live)
+            kept[kept] = live[rows[kept]]
+            if kept.any():
+                moved = new_rows[rows[kept]].astype(np.uint64) << np.uint64(_COUNT_BITS)
+                yield term, (moved | (postings[kept] & np.uint64(_COUNT_MAX))).tobytes()
+
+    def dump_lengths(self, live: Mask) -> npt.NDArray[np.uint32]:
+        """The lengths of living rows."""
+        lengths: npt.NDArray[np.uint32] = self._lengths.view()[: len(live)][live]
+        return lengths

@@ -1,0 +1,146 @@
+"""The vectorstore process, from settings to a served port."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+import structlog
+import uvloop
+from prometheus_client import start_http_server
+from pydantic import ValidationError
+
+from sealcomb.internal.v1 import passage_service_pb2_grpc
+from sealcomb.v1 import collection_service_pb2_grpc, vector_service_pb2_grpc
+from services.common import methods
+from services.common.clock import SystemClock
+from services.common.context import ContextVerifier
+from services.common.objects import open_store
+from services.common.process import forbid_dumps, swap_is_on
+from services.common.rpc.authorization import rules_for
+from services.common.rpc.channel import open_channel
+from services.common.rpc.interceptor import GuardInterceptor
+from services.common.rpc.keyvault import KeyEvent, KeyvaultClient, OnKeyEvent
+from services.common.rpc.server import InnerServer
+from services.common.telemetry import configure_logging
+from services.vectorstore.config import EmbedderInfo, VectorstoreSettings, read_embedder_info
+from services.vectorstore.node import Limits, Node
+from services.vectorstore.servicers.collections import Collections
+from services.vectorstore.servicers.passages import Passages
+from services.vectorstore.servicers.vectors import VectorPoints
+
+_log = structlog.get_logger("vectorstore")
+
+
+async def serve(settings: VectorstoreSettings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is running."""
+    clock = SystemClock()
+    stopping = _stop_signals()
+    embedder = read_embedder_info(settings.embedder_info) if settings.embedder_info else None
+    verifier = ContextVerifier.from_folder(methods.VECTORSTORE, settings.context_trust_dir, clock)
+    channel = open_channel(settings.keyvault_address, methods.KEYVAULT, settings.tls)
+    keyvault = KeyvaultClient(channel)
+    node = Node(settings.database_url, open_store(settings.objects_url), keyvault, clock, limits_of(settings))
+    watch = asyncio.create_task(keyvault.watch(on_key_event(node)))
+
+    guard = GuardInterceptor(methods.VECTORSTORE, rules_for(methods.VECTORSTORE), verifier)
+    server = InnerServer(settings.listen, settings.tls, guard)
+    register(server, node, embedder)
+    try:
+        await server.start()
+        await server.set_ready(True)
+        _log.info("serving", port=server.port)
+
+        await stopping.wait()
+        _log.info("stopping")
+        await server.stop()
+    finally:
+        watch.cancel()
+        await node.close()
+        await channel.close()
+
+
+def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> None:
+    """Puts the vectorstore's services on a server."""
+    collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
+        Collections(node.catalog, node.keys, node.purge, embedder), server.grpc_server
+    )
+    vector_service_pb2_grpc.add_VectorServiceServicer_to_server(
+        VectorPoints(node.catalog, node.residency), server.grpc_server
+    )
+    passage_service_pb2_grpc.add_PassageServiceServicer_to_server(
+        Passages(node.catalog, node.residency, node.workers), server.grpc_server
+    )
+
+
+def on_key_event(node: Node) -> OnKeyEvent:
+    """What a key event does to what is open."""
+
+    async def act(event: KeyEvent, account: str, resource: str) -> None:
+        match event:
+            case KeyEvent.DISABLED | KeyEvent.SUSPENDED:
+                await node.lock_account(account)
+            case KeyEvent.RESOURCE_DESTROYED:
+                await node.purge(account, resource)
+            case KeyEvent.ACCOUNT_DESTROYED:
+                await node.purge_account(account)
+            case KeyEvent.RECONNECTED:
+                # Events may have been missed.
+                await node.lock_all()
+            case KeyEvent.ENABLED | KeyEvent.RESUMED:
+                pass
+
+    return act
+
+
+def limits_of(settings: VectorstoreSettings) -> Limits:
+    """The limits that the settings give."""
+    return Limits(
+        resident_bytes_max=settings.resident_bytes_max,
+        collection_bytes_max=settings.collection_bytes_max,
+        collections_per_account_max=settings.collections_per_account_max,
+        snapshot_log_bytes=settings.snapshot_log_bytes,
+        erase_after_s=settings.erase_after_s,
+    )
+
+
+def _stop_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+def main() -> None:
+    """Entry point of `sealcomb-vectorstore`."""
+    parser = argparse.ArgumentParser(
+        prog="sealcomb-vectorstore",
+        description="Keeps and searches collections of points and passages. Settings come from the "
+        "environment (SEALCOMB_LISTEN, SEALCOMB_TLS_DIR, SEALCOMB_CONTEXT_TRUST_DIR, SEALCOMB_DATABASE_URL, "
+        "SEALCOMB_KEYVAULT_ADDRESS, SEALCOMB_OBJECTS_URL, SEALCOMB_EMBEDDER_INFO and more); "
+        "see docs/vectorstore.md.",
+    )
+    parser.parse_args()
+    try:
+        forbid_dumps()
+        settings = VectorstoreSettings()  # type: ignore[call-arg]  # from the environment
+        configure_logging(methods.VECTORSTORE, settings.log_level)
+        if swap_is_on():
+            _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, addr="127.0.0.1")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except ValidationError as error:
+        # Without the values: a setting may be a URL with a password.
+        fields = ", ".join("SEALCOMB_" + str(problem["loc"][0]).upper() for problem in error.errors())
+        sys.exit(f"sealcomb-vectorstore: settings missing or wrong: {fields}")
+    except (ValueError, KeyError, OSError) as error:
+        sys.exit(f"sealcomb-vectorstore: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Run by Alembic: applies the steps in `versions` to the database it was given."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from services.common.database import run_migrations
+from services.vectorstore.store import metadata
+
+run_migrations(context.config, metadata)

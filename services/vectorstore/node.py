@@ -1,0 +1,113 @@
+"""The parts of one vectorstore process, put together: what main serves and what key events act on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from services.common.clock import Clock
+from services.common.database import migrate, open_engine
+from services.common.datakeys import TTL_S, DataKeys, KeySource
+from services.common.objects import ObjectStore
+from services.vectorstore.catalog import Catalog, ResourceKeys
+from services.vectorstore.collection import Parts
+from services.vectorstore.log import Committer
+from services.vectorstore.opening import Opener
+from services.vectorstore.residency import Residency
+from services.vectorstore.store import Store
+from services.vectorstore.upkeep import Upkeep
+
+_log = structlog.get_logger("vectorstore")
+_WORKERS = 2
+_T = TypeVar("_T")
+
+
+class KeyPeer(KeySource, ResourceKeys, Protocol):
+    """Keyvault, or its twin in tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one process may hold, and when it tidies up."""
+
+    resident_bytes_max: int = 2 * 1024**3
+    collection_bytes_max: int = 1024**3
+    collections_per_account_max: int = 1000
+    snapshot_log_bytes: int = 8 * 1024**2
+    snapshot_log_records: int = 2000
+    erase_after_s: float = 600.0
+    key_ttl_s: float = TTL_S
+
+
+class Node:
+    """One process's store, catalog and open collections."""
+
+    def __init__(
+        self, database_url: str, objects: ObjectStore, peer: KeyPeer, clock: Clock, limits: Limits
+    ) -> None:
+        self._engine = open_engine(database_url)
+        migrate(self._engine, "services.vectorstore")
+        self.store = Store(self._engine)
+        self._objects = objects
+        # Milliseconds each: openings, large seals, text analysis, SQL.
+        self.workers = ThreadPoolExecutor(_WORKERS, "worker")
+        # Seconds each; one at a time, so that queries keep a core.
+        self._builders = ThreadPoolExecutor(1, "builder")
+        self.committer = Committer(self.store.append)
+        self.keys = DataKeys(peer, clock, limits.key_ttl_s)
+        upkeep = Upkeep(
+            self.store,
+            objects,
+            self._builders,
+            limits.snapshot_log_bytes,
+            limits.snapshot_log_records,
+            limits.erase_after_s,
+        )
+        parts = Parts(self.committer, self.workers, limits.collection_bytes_max)
+        opener = Opener(self.store, objects, self.keys, self.workers, parts)
+        self.residency = Residency(opener, self.keys, upkeep, limits.resident_bytes_max)
+        self.catalog = Catalog(
+            self.store, self.keys, peer, self.workers, clock, limits.collections_per_account_max
+        )
+
+    async def lock_account(self, account: str) -> None:
+        """Forgets what the account's keys opened."""
+        self.keys.drop_account(account)
+        self.catalog.forget_account(account)
+        self.residency.drop_account(account)
+
+    async def lock_all(self) -> None:
+        """Forgets what any key opened."""
+        self.keys.drop_all()
+        self.catalog.forget_all()
+        self.residency.drop_all()
+
+    async def purge(self, account: str, collection: str) -> None:
+        """Removes what is left of a collection whose keys are destroyed; no error if nothing is."""
+        self.keys.drop_resource(account, collection)
+        self.catalog.forget_account(account)
+        await self.residency.drop(collection)
+        for object_key in await self._in_thread(lambda: self.store.delete(account, collection)):
+            await self._in_thread(lambda key=object_key: self._objects.delete(key))  # type: ignore[misc]
+
+    async def purge_account(self, account: str) -> None:
+        """Removes what is left of an account whose keys are destroyed."""
+        await self.lock_account(account)
+        for _account, collection in await self._in_thread(lambda: self.store.owned(account)):
+            await self.purge(account, collection)
+
+    async def close(self) -> None:
+        """Ends what is open; what was acknowledged is durable already."""
+        await self.residency.close()
+        self.committer.close()
+        self.workers.shutdown()
+        self._builders.shutdown()
+        self._engine.dispose()
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self.workers, function)

@@ -1,0 +1,148 @@
+"""The state of a collection whose vectors the caller brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from services.vectorstore.columns import Columns
+from services.vectorstore.filters import Filter, resolve
+from services.vectorstore.index import Mask, Metric, VectorIndex, Vectors
+from services.vectorstore.metadata import fields_of
+from services.vectorstore.operations import DataDamaged, DeletePoints, Operation, UpsertPoints
+from services.vectorstore.state import Capture, Point, State, Steps, living
+
+_BATCH = 1000
+# What a row takes beside its vector, metadata and text: strings, list places, the id's entry.
+_ROW_BYTES = 300
+
+
+class PointState(State):
+    """Points by id."""
+
+    def __init__(self, dimension: int, metric: Metric) -> None:
+        super().__init__(dimension, metric)
+        self.columns = Columns()
+        self._rows: dict[str, int] = {}
+        # By row; empty for dead ones.
+        self._ids_by_row: list[str] = []
+        self._metadata: list[bytes] = []
+        self._texts: list[str] = []
+        self._content_bytes = 0
+
+    @property
+    def documents(self) -> int:
+        """None: documents are in text collections."""
+        return 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the state holds, about."""
+        rows = _ROW_BYTES * len(self._ids_by_row)
+        return self.index.size_bytes + self.columns.size_bytes + rows + self._content_bytes
+
+    def steps(self, operation: Operation) -> Steps:
+        """Applies an operation on points."""
+        match operation:
+            case UpsertPoints():
+                count = self._upsert(operation)
+            case DeletePoints(ids):
+                count = self._delete(ids)
+            case _:
+                raise DataDamaged
+        self._changed()
+        yield from ()
+        return count
+
+    def counts_after(self, operations: Sequence[Operation]) -> tuple[int, int]:
+        """How many points there will be."""
+        changed: dict[str, bool] = {}
+        for operation in operations:
+            if isinstance(operation, UpsertPoints):
+                changed.update(dict.fromkeys(operation.ids, True))
+            elif isinstance(operation, DeletePoints):
+                changed.update(dict.fromkeys(operation.ids, False))
+        return self.points + sum(there - (id_ in self._rows) for id_, there in changed.items()), 0
+
+    def point(self, row: int) -> Point:
+        """A living row."""
+        return Point(row, self._ids_by_row[row], self._metadata[row], self._texts[row])
+
+    def row_of(self, id_: str) -> int | None:
+        """The row of a point."""
+        return self._rows.get(id_)
+
+    def allowed(self, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
+        """The living rows that match; points know no principals."""
+        return None if condition is None else resolve(condition, self.columns, self.index.live)
+
+    def capture(self) -> PointCapture:
+        """The present state for another thread."""
+        return PointCapture(self.index, list(self._ids_by_row), list(self._metadata), list(self._texts))
+
+    def _ids(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def _upsert(self, operation: UpsertPoints) -> int:
+        first = self.index.reserve(operation.vectors)
+        self._remove([id_ for id_ in operation.ids if id_ in self._rows])
+        self._ids_by_row.extend(operation.ids)
+        self._metadata.extend(operation.metadata)
+        self._texts.extend(operation.texts)
+        for row, (id_, metadata) in enumerate(zip(operation.ids, operation.metadata, strict=True), first):
+            self._rows[id_] = row
+            if metadata:
+                self.columns.add(row, fields_of(metadata))
+            self._content_bytes += len(metadata) + len(self._texts[row])
+        self.index.publish(first, len(operation.ids))
+        return len(operation.ids)
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        there = [id_ for id_ in dict.fromkeys(ids) if id_ in self._rows]
+        self._remove(there)
+        return len(there)
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
+        rows = [self._rows.pop(id_) for id_ in ids]
+        self.index.remove(np.array(rows, np.int64))
+        for row in rows:
+            self._content_bytes -= len(self._metadata[row]) + len(self._texts[row])
+            self._ids_by_row[row], self._metadata[row], self._texts[row] = "", b"", ""
+
+
+class PointCapture(Capture):
+    """The points as they were."""
+
+    def __init__(self, index: VectorIndex, ids: list[str], metadata: list[bytes], texts: list[str]) -> None:
+        self._index = index
+        self._vectors, self._live = index.freeze()
+        self._ids, self._metadata, self._texts = ids, metadata, texts
+
+    def operations(self) -> Iterator[Operation]:
+        """Upserts of all points, in order of their rows."""
+        rows = living(self._live)
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            vectors: Vectors = self._vectors[part]
+            places = part.tolist()
+            yield UpsertPoints(
+                [self._ids[row] for row in places],
+                vectors,
+                [self._metadata[row] for row in places],
+                [self._texts[row] for row in places],
+            )
+
+    def postings(self) -> Iterator[tuple[str, bytes]]:
+        """None: points have no lexical index."""
+        return iter(())
+
+    def lengths(self) -> bytes:
+        """None."""
+        return b""
+
+    def release(self) -> None:
+        """Lets deleted vectors be wiped again."""
+        self._index.thaw()

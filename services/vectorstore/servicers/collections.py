@@ -1,0 +1,120 @@
+"""CollectionService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from sealcomb.v1 import collection_service_pb2 as pb
+from sealcomb.v1.collection_service_pb2_grpc import CollectionServiceServicer
+from services.common import paging
+from services.common.context import current_account
+from services.common.datakeys import DataKeys
+from services.common.errors import FailedPrecondition, invalid
+from services.vectorstore.catalog import CATALOG, Catalog, Descriptor, Listed
+from services.vectorstore.config import EmbedderInfo
+from services.vectorstore.index import Metric
+from services.vectorstore.servicers.convert import collection_name
+
+_log = structlog.get_logger("collections")
+_DIMENSION_MAX = 4096
+_METRICS = {pb.METRIC_COSINE: Metric.COSINE, pb.METRIC_DOT: Metric.DOT, pb.METRIC_L2: Metric.L2}
+_METRIC_NAMES = {metric: number for number, metric in _METRICS.items()}
+_LISTING = "collections"
+
+# Removes what is left of a collection: account, id.
+Purge = Callable[[str, str], Awaitable[None]]
+
+
+class Collections(CollectionServiceServicer):
+    """Collections of the caller's account."""
+
+    def __init__(self, catalog: Catalog, keys: DataKeys, purge: Purge, embedder: EmbedderInfo | None) -> None:
+        self._catalog = catalog
+        self._keys = keys
+        self._purge = purge
+        self._embedder = embedder
+
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Any
+    ) -> pb.CreateCollectionResponse:
+        """Creates a collection."""
+        if not 1 <= len(request.name) <= 256:
+            raise invalid("name", "must have 1 to 256 characters")
+        if len(request.idempotency_key) > 256:
+            raise invalid("idempotency_key", "must have at most 256 characters")
+        wanted = self._wanted(request)
+        made = await self._catalog.create(wanted, request.idempotency_key)
+        return pb.CreateCollectionResponse(collection=_message(await self._catalog.listed(made)))
+
+    async def GetCollection(self, request: pb.GetCollectionRequest, context: Any) -> pb.GetCollectionResponse:
+        """Describes a collection."""
+        descriptor = await self._catalog.get(collection_name(request.collection))
+        return pb.GetCollectionResponse(collection=_message(await self._catalog.listed(descriptor)))
+
+    async def ListCollections(
+        self, request: pb.ListCollectionsRequest, context: Any
+    ) -> pb.ListCollectionsResponse:
+        """Lists collections in order of creation."""
+        account = current_account()
+        key = await self._keys.current(CATALOG, CATALOG)
+        after = 0
+        if request.page_token:
+            position = paging.decode(key, account, _LISTING, CATALOG, request.page_token)
+            after = int.from_bytes(position, "big")
+        listed, following = await self._catalog.page(after, paging.page_size(request.page_size))
+        token = ""
+        if following:
+            token = paging.encode(key, account, _LISTING, CATALOG, following.to_bytes(8, "big"))
+        return pb.ListCollectionsResponse(collections=map(_message, listed), next_page_token=token)
+
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Any
+    ) -> pb.DeleteCollectionResponse:
+        """Destroys a collection's keys, then its data."""
+        descriptor = await self._catalog.get(collection_name(request.collection))
+        await self._catalog.destroy_keys(descriptor)
+        # Once begun it goes on: without its keys, what is left is garbage.
+        await asyncio.shield(self._purge(descriptor.account, descriptor.id))
+        _log.info("collection deleted", account=descriptor.account, resource=descriptor.id)
+        return pb.DeleteCollectionResponse()
+
+    def _wanted(self, request: pb.CreateCollectionRequest) -> Descriptor:
+        if request.metric and request.metric not in _METRICS:
+            raise invalid("metric", "is not a metric")
+        metric = _METRICS.get(request.metric, Metric.COSINE)
+        if not request.embedder:
+            if not 1 <= request.dimension <= _DIMENSION_MAX:
+                raise invalid("dimension", f"must be 1 to {_DIMENSION_MAX}, or set embedder")
+            return Descriptor("", "", request.name, request.dimension, metric, "", "", 0)
+        embedder = self._embedder
+        if embedder is None:
+            raise FailedPrecondition("no embedder is configured here", reason="EMBEDDER_NOT_CONFIGURED")
+        if request.embedder not in ("default", embedder.name):
+            raise invalid("embedder", 'is not configured here; "default" is', reason="UNKNOWN_EMBEDDER")
+        if request.dimension not in (0, embedder.dimension):
+            raise invalid("dimension", f"must not be set, or be the embedder's {embedder.dimension}")
+        if metric is not Metric.COSINE:
+            raise invalid("metric", "must be COSINE for a text collection")
+        return Descriptor(
+            "", "", request.name, embedder.dimension, metric, embedder.name, embedder.fingerprint, 0
+        )
+
+
+def _message(listed: Listed) -> pb.Collection:
+    descriptor = listed.descriptor
+    message = pb.Collection(
+        id=descriptor.id,
+        name=descriptor.name,
+        dimension=descriptor.dimension,
+        metric=_METRIC_NAMES[descriptor.metric],
+        embedder=descriptor.embedder,
+        embedder_fingerprint=descriptor.embedder_fingerprint,
+        points=listed.points,
+        documents=listed.documents,
+    )
+    message.create_time.FromMilliseconds(descriptor.create_time_ms)
+    return message

@@ -1,0 +1,177 @@
+"""VectorService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from sealcomb.v1 import vector_service_pb2 as pb
+from sealcomb.v1.vector_service_pb2_grpc import VectorServiceServicer
+from services.common import paging
+from services.common.context import current_account
+from services.common.errors import invalid
+from services.vectorstore import searching, writing
+from services.vectorstore.catalog import Catalog
+from services.vectorstore.filters import Filter
+from services.vectorstore.index import Mask, Vectors
+from services.vectorstore.residency import Residency, Use
+from services.vectorstore.servicers import convert
+from services.vectorstore.state import State
+
+_LISTING = "points"
+_QUERIES_MAX = 256
+# Frontiers of all queries of a batch together: bounds what one call can cost.
+_BATCH_EF_MAX = 64 * 1024
+# An answer stays well below what the edge lets through.
+_ANSWER_BYTES_MAX = 3 * 1024 * 1024
+
+
+class VectorPoints(VectorServiceServicer):
+    """Points of the caller's collections."""
+
+    def __init__(self, catalog: Catalog, residency: Residency) -> None:
+        self._catalog = catalog
+        self._residency = residency
+
+    async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
+        """Writes points, all or none."""
+        use = await self._use(request.collection)
+        writing.require_points(use)
+        descriptor = use.descriptor
+        operation, fields = convert.upsert(request.points, descriptor.dimension, descriptor.metric)
+        return pb.UpsertResponse(upserted=await writing.upsert(use, operation, fields))
+
+    async def GetPoints(self, request: pb.GetPointsRequest, context: Any) -> pb.GetPointsResponse:
+        """Returns points by id."""
+        ids = convert.point_ids(request.ids)
+        state = (await self._use(request.collection)).collection.state
+        rows = [row for row in map(state.row_of, ids) if row is not None]
+        points = list(_points(state, rows, request.with_vectors))
+        if sum(point.ByteSize() for point in points) > _ANSWER_BYTES_MAX:
+            raise invalid("ids", "names more than one answer can hold; ask for fewer")
+        return pb.GetPointsResponse(points=points)
+
+    async def ListPoints(self, request: pb.ListPointsRequest, context: Any) -> pb.ListPointsResponse:
+        """Pages through points in order of id."""
+        condition = _condition(request)
+        use = await self._use(request.collection)
+        account, state, key = current_account(), use.collection.state, use.key
+        after = ""
+        if request.page_token:
+            after = paging.decode(key, account, _LISTING, use.descriptor.id, request.page_token).decode()
+        size = paging.page_size(request.page_size)
+        found = _listed(state, after, state.allowed(condition))
+        rows = list(islice(found, size + 1))
+        points: list[pb.Point] = []
+        total = 0
+        for point in _points(state, rows[:size], request.with_vectors):
+            total += point.ByteSize()
+            if points and total > _ANSWER_BYTES_MAX:
+                break
+            points.append(point)
+        token = ""
+        if len(points) < len(rows):
+            token = paging.encode(key, account, _LISTING, use.descriptor.id, points[-1].id.encode())
+        return pb.ListPointsResponse(points=points, next_page_token=token)
+
+    async def DeletePoints(self, request: pb.DeletePointsRequest, context: Any) -> pb.DeletePointsResponse:
+        """Deletes points by ids or by filter."""
+        condition = _condition(request)
+        ids = convert.point_ids(request.ids)
+        if bool(ids) == (condition is not None):
+            raise invalid("ids", "set exactly one of ids and filter")
+        use = await self._use(request.collection)
+        if condition is not None:
+            return pb.DeletePointsResponse(deleted=await writing.delete_matching(use, condition))
+        return pb.DeletePointsResponse(deleted=await writing.delete_points(use, ids))
+
+    async def CountPoints(self, request: pb.CountPointsRequest, context: Any) -> pb.CountPointsResponse:
+        """Counts points."""
+        condition = _condition(request)
+        state = (await self._use(request.collection)).collection.state
+        allowed = state.allowed(condition)
+        return pb.CountPointsResponse(
+            count=state.points if allowed is None else int(np.count_nonzero(allowed))
+        )
+
+    async def Query(self, request: pb.QueryRequest, context: Any) -> pb.QueryResponse:
+        """Finds the nearest points."""
+        use = await self._use(request.collection)
+        return _query(use, request)
+
+    async def QueryBatch(self, request: pb.QueryBatchRequest, context: Any) -> pb.QueryBatchResponse:
+        """Runs several queries."""
+        if not 1 <= len(request.queries) <= _QUERIES_MAX:
+            raise invalid("queries", f"must have 1 to {_QUERIES_MAX}")
+        if sum(max(query.ef, query.top_k) for query in request.queries) > _BATCH_EF_MAX:
+            raise invalid("queries", f"ask for more than {_BATCH_EF_MAX} by ef and top_k together")
+        for position, query in enumerate(request.queries):
+            if query.collection not in ("", request.collection):
+                raise invalid(f"queries[{position}].collection", "must be empty or the batch's own")
+        use = await self._use(request.collection)
+        response = pb.QueryBatchResponse()
+        total = 0
+        for query in request.queries:
+            result = _query(use, query)
+            total += result.ByteSize()
+            if total > _ANSWER_BYTES_MAX * 16:
+                raise invalid("queries", "have more hits than one answer can hold; ask for less")
+            response.results.append(result)
+            # Other calls get their turn between two queries.
+            await asyncio.sleep(0)
+        return response
+
+    async def _use(self, name: str) -> Use:
+        return await self._residency.use(await self._catalog.get(convert.collection_name(name)))
+
+
+def _condition(
+    request: pb.ListPointsRequest | pb.DeletePointsRequest | pb.CountPointsRequest | pb.QueryRequest,
+) -> Filter | None:
+    return convert.filter_of(request.filter) if request.HasField("filter") else None
+
+
+def _query(use: Use, request: pb.QueryRequest) -> pb.QueryResponse:
+    descriptor = use.descriptor
+    k = convert.top_k(request.top_k)
+    ef = convert.ef(request.ef, k)
+    vector = convert.vector(
+        request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
+    )
+    hits = searching.query(use, vector, k, ef, _condition(request), request.with_vectors)
+    response = pb.QueryResponse()
+    for hit in hits:
+        message = response.hits.add(id=hit.point.id, score=hit.score)
+        if hit.vector is not None:
+            message.vector_f32 = _raw(hit.vector)
+        if request.with_metadata and hit.point.metadata:
+            message.metadata.ParseFromString(hit.point.metadata)
+        if request.with_text:
+            message.text = hit.point.text
+    return response
+
+
+def _listed(state: State, after: str, allowed: Mask | None) -> Iterator[int]:
+    for id_ in state.ids_after(after):
+        row = state.row_of(id_)
+        if row is not None and (allowed is None or allowed[row]):
+            yield row
+
+
+def _points(state: State, rows: Iterable[int], with_vectors: bool) -> Iterator[pb.Point]:
+    for row in rows:
+        point = state.point(row)
+        message = pb.Point(id=point.id, text=point.text)
+        if point.metadata:
+            message.metadata.ParseFromString(point.metadata)
+        if with_vectors:
+            message.vector_f32 = _raw(state.index.vectors(np.array([row]))[0])
+        yield message
+
+
+def _raw(vector: Vectors) -> bytes:
+    return vector.astype("<f4").tobytes()

@@ -1,0 +1,282 @@
+"""The vectorstore's tables: collections, their logs, and where their snapshots are.
+
+Everything a caller sent is sealed before it comes here. A collection's row holds its head: the
+sealed end of its log. Appending moves the head and adds the records in one transaction, and only if
+head and epoch are what the writer believes, so a writer that lost its place cannot write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from services.common.errors import AlreadyExists, ResourceExhausted, Unavailable
+
+metadata = sa.MetaData()
+_Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+collections = sa.Table(
+    "collections",
+    metadata,
+    # The order of creation.
+    sa.Column("sequence", _Sequence, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(26), nullable=False, unique=True),
+    sa.Column("account", sa.String(64), nullable=False),
+    # The catalog key that sealed the descriptor and made the tags.
+    sa.Column("key_id", sa.String(26), nullable=False),
+    sa.Column("name_tag", sa.LargeBinary(32), nullable=False),
+    sa.Column("idempotency_tag", sa.LargeBinary(32)),
+    sa.Column("descriptor", sa.LargeBinary, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("head_lsn", sa.BigInteger, nullable=False),
+    sa.Column("head", sa.LargeBinary, nullable=False),
+    sa.Column("points", sa.BigInteger, nullable=False),
+    sa.Column("documents", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("account", "name_tag", name="one_name_an_account"),
+    sa.UniqueConstraint("account", "idempotency_tag", name="one_idempotency_key_an_account"),
+)
+log = sa.Table(
+    "log",
+    metadata,
+    sa.Column("collection", sa.String(26), primary_key=True),
+    sa.Column("lsn", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+)
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("collection", sa.String(26), primary_key=True),
+    sa.Column("lsn", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("object_key", sa.String(256), nullable=False),
+    sa.Column("key_id", sa.String(26), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRow:
+    """A collection as stored."""
+
+    sequence: int
+    id: str
+    account: str
+    key_id: str
+    descriptor: bytes
+    epoch: int
+    head_lsn: int
+    head: bytes
+    points: int
+    documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewCollection:
+    """A collection to store."""
+
+    id: str
+    account: str
+    key_id: str
+    name_tag: bytes
+    idempotency_tag: bytes | None
+    descriptor: bytes
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A move of one collection's head, with the records up to it and what a snapshot made superfluous."""
+
+    collection: str
+    epoch: int
+    expected_lsn: int
+    lsn: int
+    head: bytes
+    points: int
+    documents: int
+    records: Sequence[tuple[int, bytes]] = ()
+    trim_to: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """Where a snapshot is, complete or not."""
+
+    lsn: int
+    object_key: str
+    key_id: str
+
+
+_COLUMNS = [collections.c[name] for name in CollectionRow.__dataclass_fields__]
+
+
+class Store:
+    """The tables. Its methods block."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._reader = engine.execution_options(read_only=True)
+
+    def add(self, new: NewCollection, most: int) -> None:
+        """Stores a new collection; AlreadyExists for a taken tag, ResourceExhausted beyond `most`."""
+        values = {name: getattr(new, name) for name in NewCollection.__dataclass_fields__}
+        with _storage(), self._engine.begin() as connection:
+            owned = sa.select(sa.func.count()).where(collections.c.account == new.account)
+            if connection.execute(owned).scalar_one() >= most:
+                raise ResourceExhausted(
+                    f"the account has {most} collections, which is the limit; delete one first",
+                    reason="COLLECTION_LIMIT",
+                )
+            try:
+                connection.execute(
+                    collections.insert().values(**values, epoch=1, head_lsn=0, points=0, documents=0)
+                )
+            except sa.exc.IntegrityError:
+                raise AlreadyExists(
+                    "the name or idempotency key is taken", reason="COLLECTION_EXISTS"
+                ) from None
+
+    def by_tag(self, account: str, tag: bytes) -> CollectionRow | None:
+        """The account's collection with a name tag."""
+        return self._one(collections.c.name_tag == tag, account)
+
+    def by_idempotency_tag(self, account: str, tag: bytes) -> CollectionRow | None:
+        """The account's collection that was made under an idempotency key."""
+        return self._one(collections.c.idempotency_tag == tag, account)
+
+    def by_id(self, account: str, id_: str) -> CollectionRow | None:
+        """The account's collection with an id."""
+        return self._one(collections.c.id == id_, account)
+
+    def key_ids(self, account: str) -> list[str]:
+        """The catalog keys that the account's collections name."""
+        query = sa.select(collections.c.key_id).where(collections.c.account == account).distinct()
+        with _storage(), self._reader.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def page(self, account: str, after: int, limit: int) -> list[CollectionRow]:
+        """The account's collections in order of creation, those after a sequence."""
+        query = (
+            sa.select(*_COLUMNS)
+            .where(collections.c.account == account, collections.c.sequence > after)
+            .order_by(collections.c.sequence)
+            .limit(limit)
+        )
+        with _storage(), self._reader.connect() as connection:
+            return [CollectionRow(*row) for row in connection.execute(query)]
+
+    def owned(self, account: str, id_: str = "") -> list[tuple[str, str]]:
+        """Account and id of the account's collections, or of one of them."""
+        query = sa.select(collections.c.account, collections.c.id).where(collections.c.account == account)
+        if id_:
+            query = query.where(collections.c.id == id_)
+        with _storage(), self._reader.connect() as connection:
+            return [(row[0], row[1]) for row in connection.execute(query)]
+
+    def delete(self, account: str, id_: str) -> list[str]:
+        """Deletes a collection's rows; returns the keys of its snapshots."""
+        with _storage(), self._engine.begin() as connection:
+            mine = sa.and_(collections.c.account == account, collections.c.id == id_)
+            if not connection.execute(collections.delete().where(mine)).rowcount:
+                return []
+            connection.execute(log.delete().where(log.c.collection == id_))
+            keys = connection.execute(sa.select(snapshots.c.object_key).where(snapshots.c.collection == id_))
+            object_keys = list(keys.scalars())
+            connection.execute(snapshots.delete().where(snapshots.c.collection == id_))
+        return object_keys
+
+    def append(self, appends: Sequence[Append]) -> list[bool]:
+        """Makes all moves in one durable transaction; False for those whose writer lost its place."""
+        moved = []
+        with _storage(), self._engine.begin() as connection:
+            for append in appends:
+                moved.append(_move(connection, append))
+        return moved
+
+    def read(
+        self, account: str, id_: str
+    ) -> tuple[CollectionRow, list[SnapshotRow], Sequence[tuple[int, bytes]]] | None:
+        """One consistent view of a collection: its row, its snapshots and its log."""
+        mine = sa.and_(collections.c.account == account, collections.c.id == id_)
+        records = sa.select(log.c.lsn, log.c.sealed).where(log.c.collection == id_).order_by(log.c.lsn)
+        with _storage(), self._reader.begin() as connection:
+            row = connection.execute(sa.select(*_COLUMNS).where(mine)).one_or_none()
+            if row is None:
+                return None
+            tail = [(int(record[0]), bytes(record[1])) for record in connection.execute(records)]
+            return CollectionRow(*row), _snapshots(connection, id_), tail
+
+    def plan_snapshot(self, collection: str, snapshot: SnapshotRow) -> None:
+        """Notes an object before it is written, so that a crash leaves none that nobody knows."""
+        mine = sa.and_(snapshots.c.collection == collection, snapshots.c.lsn == snapshot.lsn)
+        with _storage(), self._engine.begin() as connection:
+            connection.execute(snapshots.delete().where(mine))
+            values = {name: getattr(snapshot, name) for name in SnapshotRow.__dataclass_fields__}
+            connection.execute(snapshots.insert().values(collection=collection, **values))
+
+    def snapshots(self, collection: str) -> list[SnapshotRow]:
+        """All snapshots that are noted."""
+        with _storage(), self._reader.connect() as connection:
+            return _snapshots(connection, collection)
+
+    def forget_snapshot(self, collection: str, lsn: int) -> None:
+        """Removes the note of an object that is gone."""
+        mine = sa.and_(snapshots.c.collection == collection, snapshots.c.lsn == lsn)
+        with _storage(), self._engine.begin() as connection:
+            connection.execute(snapshots.delete().where(mine))
+
+    def _one(self, condition: sa.ColumnElement[bool], account: str) -> CollectionRow | None:
+        query = sa.select(*_COLUMNS).where(collections.c.account == account, condition)
+        with _storage(), self._reader.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else CollectionRow(*row)
+
+
+def _move(connection: sa.Connection, append: Append) -> bool:
+    place = sa.and_(
+        collections.c.id == append.collection,
+        collections.c.epoch == append.epoch,
+        collections.c.head_lsn == append.expected_lsn,
+    )
+    values = {
+        "head_lsn": append.lsn,
+        "head": append.head,
+        "points": append.points,
+        "documents": append.documents,
+    }
+    if not connection.execute(collections.update().where(place).values(**values)).rowcount:
+        return False
+    if append.records:
+        rows = [{"collection": append.collection, "lsn": lsn, "sealed": raw} for lsn, raw in append.records]
+        connection.execute(log.insert(), rows)
+    if append.trim_to:
+        old = sa.and_(log.c.collection == append.collection, log.c.lsn <= append.trim_to)
+        connection.execute(log.delete().where(old))
+    return True
+
+
+def _snapshots(connection: sa.Connection, collection: str) -> list[SnapshotRow]:
+    query = sa.select(*(snapshots.c[name] for name in SnapshotRow.__dataclass_fields__))
+    rows = connection.execute(query.where(snapshots.c.collection == collection).order_by(snapshots.c.lsn))
+    return [SnapshotRow(*row) for row in rows]
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    """Turns a database's failure into the project's own errors."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        text = str(error.orig).lower()
+        if "is full" in text or "no space" in text:
+            raise ResourceExhausted(
+                "the storage is full; nothing was written", reason="STORAGE_FULL"
+            ) from error
+        raise Unavailable(
+            "the storage failed; try again", reason="STORAGE_FAILED", retry_after_s=1.0
+        ) from error
+    except sa.exc.TimeoutError as error:
+        raise Unavailable(
+            "the storage is busy; try again", reason="STORAGE_BUSY", retry_after_s=1.0
+        ) from error

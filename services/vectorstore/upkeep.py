@@ -1,0 +1,255 @@
+"""Upkeep of an opened collection: graphs, compaction and snapshots, in the background, one at a time.
+
+None of it changes what a caller sees. Each job captures the state on the event loop, works in a thread,
+and brings its result back on the event loop; a collection that was closed meanwhile drops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import structlog
+
+from services.common.errors import SealcombError
+from services.common.objects import ObjectStore
+from services.common.sealing import DataKey
+from services.vectorstore.collection import Collection, Decision
+from services.vectorstore.documents import DocumentState
+from services.vectorstore.index import build_graph
+from services.vectorstore.log import Head
+from services.vectorstore.operations import Operation
+from services.vectorstore.snapshot import Moment, dump, load, seal_snapshot
+from services.vectorstore.state import Capture, State
+from services.vectorstore.store import SnapshotRow, Store
+
+_log = structlog.get_logger("upkeep")
+_T = TypeVar("_T")
+_Work = Callable[[], Awaitable[None]]
+_COMPACT_DEAD_MIN = 1000
+_COMPACT_DEAD_SHARE = 0.3
+_CATCH_UP_MAX = 64
+_QUIET_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What upkeep uses, and when a log is long enough for a snapshot."""
+
+    store: Store
+    objects: ObjectStore
+    # For work of seconds; few threads, so that queries keep their core.
+    builders: Executor
+    log_bytes: int = 8 * 1024 * 1024
+    log_records: int = 2000
+    # How long deleted content may stay in the log and in snapshots.
+    erase_after_s: float = 600.0
+    quiet_s: float = _QUIET_S
+
+
+class Keeper:
+    """Keeps one collection in shape."""
+
+    def __init__(self, collection: Collection, upkeep: Upkeep, snapshot_bytes: int) -> None:
+        self._collection = collection
+        self._upkeep = upkeep
+        self._snapshot_bytes = snapshot_bytes
+        self._stop = threading.Event()
+        self._job: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._erase: asyncio.TimerHandle | None = None
+        self._erase_due = False
+        self._dead = collection.state.index.dead
+        self._key: DataKey | None = None
+        collection.on_applied = self._applied
+
+    async def close(self) -> None:
+        """Stops; a job that cannot stop at once ends without effect."""
+        self._stop.set()
+        for timer in (self._later, self._erase):
+            if timer is not None:
+                timer.cancel()
+        if self._job is not None:
+            self._job.cancel()
+            await asyncio.wait([self._job])
+
+    def start(self, key: DataKey) -> None:
+        """Looks for work right after opening."""
+        self._key = key
+        self._consider()
+
+    def _applied(self, key: DataKey) -> None:
+        self._key = key
+        dead = self._collection.state.index.dead
+        if dead > self._dead:
+            self._collection.tail.deletions = True
+        self._dead = dead
+        self._consider()
+
+    def _consider(self) -> None:
+        if self._job is not None or self._stop.is_set() or not self._collection.usable:
+            return
+        self._schedule_erasure()
+        work = self._next()
+        if work is not None:
+            self._job = asyncio.create_task(self._run(work))
+        elif self._collection.state.index.would_like_graph() and self._later is None:
+            self._later = asyncio.get_running_loop().call_later(self._upkeep.quiet_s, self._quiet)
+
+    def _next(self) -> _Work | None:
+        collection, index = self._collection, self._collection.state.index
+        if index.dead >= max(_COMPACT_DEAD_MIN, int(index.rows * _COMPACT_DEAD_SHARE)):
+            return self._compact
+        long = max(self._upkeep.log_bytes, self._snapshot_bytes // 2)
+        tail = collection.tail
+        if tail.size_bytes > long or tail.records > self._upkeep.log_records or self._erase_due:
+            return self.snapshot
+        return self._graph if index.wants_graph() else None
+
+    async def _run(self, work: _Work) -> None:
+        done = False
+        try:
+            await work()
+            done = True
+        except SealcombError as error:
+            _log.warning("upkeep failed", resource=self._collection.scope.collection, reason=error.reason)
+        except Exception:  # noqa: BLE001  (the outermost loop of a worker)
+            _log.exception("upkeep failed", resource=self._collection.scope.collection)
+        finally:
+            self._job = None
+        if done:
+            # A job that failed is tried again after the next write, not at once and for ever.
+            self._consider()
+
+    def _quiet(self) -> None:
+        self._later = None
+        idle = self._collection.state.index.would_like_graph()
+        if idle and self._job is None and not self._stop.is_set():
+            self._job = asyncio.create_task(self._run(self._graph))
+
+    def _schedule_erasure(self) -> None:
+        if self._collection.tail.deletions and self._erase is None:
+            loop = asyncio.get_running_loop()
+            self._erase = loop.call_later(self._upkeep.erase_after_s, self._erase_now)
+
+    def _erase_now(self) -> None:
+        self._erase, self._erase_due = None, self._collection.tail.deletions
+        self._consider()
+
+    async def _graph(self) -> None:
+        collection = self._collection
+        state, plan = await collection.at_rest(
+            lambda: (collection.state, collection.state.index.plan_graph())
+        )
+        try:
+            graph = await self._in_thread(build_graph, plan, self._stop)
+        finally:
+            state.index.thaw()
+        if graph is not None and state is collection.state:
+            state.index.adopt_graph(graph)
+            collection.size_bytes = state.size_bytes
+
+    async def _compact(self) -> None:
+        """Makes a state without dead rows beside the present one, and catches up with it."""
+        collection = self._collection
+
+        def begin() -> tuple[Moment, Capture]:
+            collection.since = []
+            return self._moment(), collection.state.capture()
+
+        moment, capture = await collection.at_rest(begin)
+        try:
+            state = await self._in_thread(_copy, moment, capture)
+            while collection.since is not None and len(collection.since) > _CATCH_UP_MAX:
+                missed, collection.since = collection.since, []
+                await self._in_thread(_catch_up, state, missed)
+
+            def end() -> None:
+                _catch_up(state, collection.since or ())
+                collection.state = state
+                collection.size_bytes = state.size_bytes
+
+            await collection.at_rest(end)
+        finally:
+            collection.since = None
+            capture.release()
+        self._dead = state.index.dead
+
+    async def snapshot(self) -> None:
+        """Writes a snapshot of the present state and shortens the log to what came after it."""
+        collection, upkeep, key = self._collection, self._upkeep, self._key
+        scope = collection.scope
+        self._erase_due = False
+        if key is None or collection.head.lsn == collection.head.snapshot_lsn:
+            return
+        moment, capture = await collection.at_rest(lambda: (self._moment(), collection.state.capture()))
+        try:
+            row = SnapshotRow(
+                moment.lsn, f"{scope.account}/{scope.collection}/snap-{moment.lsn:020d}", key.id
+            )
+            await self._in_thread(upkeep.store.plan_snapshot, scope.collection, row)
+            parts = seal_snapshot(key, scope, moment.lsn, dump(moment, capture))
+            digest, size = await self._in_thread(_put, upkeep.objects, row.object_key, parts)
+        finally:
+            capture.release()
+
+        def moved(now: Head) -> Head:
+            return replace(now, snapshot_lsn=moment.lsn, snapshot_digest=digest)
+
+        await collection.write(lambda _state: Decision((), lambda _counts: None, moved, moment.lsn), key)
+        self._snapshot_bytes = size
+        await self._in_thread(discard_old, upkeep.store, upkeep.objects, scope.collection, moment.lsn)
+
+    def _moment(self) -> Moment:
+        state, head = self._collection.state, self._collection.head
+        text = isinstance(state, DocumentState)
+        sequence = state.next_sequence if isinstance(state, DocumentState) else 0
+        return Moment(text, state.index.dimension, state.index.metric, head.lsn, head.chain, sequence)
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._upkeep.builders, function, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread still reads what was captured for it.
+            self._stop.set()
+            await asyncio.wait([future])
+            raise
+
+
+def discard_old(store: Store, objects: ObjectStore, collection: str, current: int) -> None:
+    """Deletes every snapshot but the current one, with those that a crash left half done."""
+    for row in store.snapshots(collection):
+        if row.lsn != current:
+            objects.delete(row.object_key)
+            store.forget_snapshot(collection, row.lsn)
+
+
+def _put(objects: ObjectStore, key: str, parts: Iterable[bytes]) -> tuple[bytes, int]:
+    digest = hashlib.sha256()
+    size = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size
+        for part in parts:
+            digest.update(part)
+            size += len(part)
+            yield part
+
+    objects.put(key, counted())
+    return digest.digest(), size
+
+
+def _copy(moment: Moment, capture: Capture) -> State:
+    return load(b"".join(dump(moment, capture)))[1]
+
+
+def _catch_up(state: State, operations: Iterable[Operation]) -> None:
+    for operation in operations:
+        state.apply(operation)

@@ -1,0 +1,165 @@
+"""What can be written to an open collection: each function is one durable write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, invalid
+from services.vectorstore.collection import Decision
+from services.vectorstore.columns import FIELDS_MAX
+from services.vectorstore.documents import DocumentState, Stored
+from services.vectorstore.filters import Filter
+from services.vectorstore.metadata import Fields
+from services.vectorstore.operations import (
+    DeleteDocument,
+    DeletePoints,
+    Operation,
+    PutDocument,
+    UpsertPoints,
+)
+from services.vectorstore.points import PointState
+from services.vectorstore.residency import Use
+from services.vectorstore.state import State
+
+_VECTOR_OVERHEAD_BYTES = 64
+
+
+def require_points(use: Use) -> None:
+    """Raises FailedPrecondition for a text collection, whose points are made of documents."""
+    if use.descriptor.embedder:
+        raise FailedPrecondition(
+            "this is a text collection; write to it with DocumentService", reason="TEXT_COLLECTION"
+        )
+
+
+def require_text(use: Use) -> None:
+    """Raises FailedPrecondition unless it is a text collection."""
+    if not use.descriptor.embedder:
+        raise not_text()
+
+
+def not_text() -> FailedPrecondition:
+    """What a collection without an embedder answers to text."""
+    return FailedPrecondition(
+        "this collection has no embedder; create one with an embedder to search by text",
+        reason="NOT_A_TEXT_COLLECTION",
+    )
+
+
+async def upsert(use: Use, operation: UpsertPoints, fields: Sequence[Fields]) -> int:
+    """Writes points; returns how many."""
+    require_points(use)
+    size = size_of(operation)
+    names = {name: position for position, found in enumerate(fields) for name in found}
+
+    def decide(state: State) -> Decision[int]:
+        _check_room(use, state, size)
+        if isinstance(state, PointState) and not state.columns.room_for(names):
+            raise _too_many_fields(f"points[{max(names.values())}].metadata")
+        return Decision([operation], sum)
+
+    return await use.collection.write(decide, use.key, size_bytes=size, alone=False)
+
+
+async def delete_points(use: Use, ids: Sequence[str]) -> int:
+    """Deletes points by id; returns how many were there."""
+    require_points(use)
+    size = sum(len(id_) for id_ in ids)
+    operation = DeletePoints(ids)
+    return await use.collection.write(
+        lambda _state: Decision([operation], sum), use.key, size_bytes=size, alone=False
+    )
+
+
+async def delete_matching(use: Use, condition: Filter) -> int:
+    """Deletes points by filter; returns how many matched."""
+    require_points(use)
+
+    def decide(state: State) -> Decision[int]:
+        mask = state.allowed(condition)
+        ids = [] if mask is None else [state.point(row).id for row in mask.nonzero()[0].tolist()]
+        return Decision([DeletePoints(ids)] if ids else [], sum)
+
+    return await use.collection.write(decide, use.key)
+
+
+async def put_document(use: Use, operation: PutDocument, fields: Fields) -> Stored:
+    """Puts a document; an idempotency key that was used answers with the document put under it."""
+    require_text(use)
+    size = size_of(operation)
+    wanted = operation.document
+
+    def decide(state: State) -> Decision[Stored]:
+        texts = _texts(state)
+        earlier = texts.document_by_key(wanted.idempotency_key) if wanted.idempotency_key else None
+        if earlier is None and (same := texts.document(wanted.id)) is not None:
+            # The same put again, after an answer that was lost.
+            earlier = same
+        if earlier is not None:
+            found = earlier
+            return Decision((), lambda _counts: found)
+        _check_room(use, state, size)
+        if not texts.columns.room_for(fields):
+            raise _too_many_fields("document.metadata")
+        document = replace(wanted, sequence=texts.next_sequence)
+
+        def result(_counts: Sequence[int]) -> Stored:
+            stored = _texts(use.collection.state).document(document.id)
+            if stored is None:
+                raise LookupError("an applied document is gone")
+            return stored
+
+        return Decision([replace(operation, document=document)], result)
+
+    return await use.collection.write(decide, use.key, size_bytes=size)
+
+
+async def delete_document(use: Use, id_: str) -> Stored | None:
+    """Deletes a document and its passages; returns what it was, None if it was not there."""
+    require_text(use)
+
+    def decide(state: State) -> Decision[Stored | None]:
+        stored = _texts(state).document(id_)
+        operations: list[Operation] = [] if stored is None else [DeleteDocument(id_)]
+        return Decision(operations, lambda _counts: stored)
+
+    return await use.collection.write(decide, use.key)
+
+
+def size_of(operation: UpsertPoints | PutDocument) -> int:
+    """About how many bytes an operation takes."""
+    match operation:
+        case UpsertPoints():
+            content = (
+                sum(map(len, operation.ids))
+                + sum(map(len, operation.metadata))
+                + sum(map(len, operation.texts))
+            )
+        case PutDocument():
+            content = len(operation.document.metadata) + sum(
+                len(passage.text) for passage in operation.passages
+            )
+    return content + operation.vectors.nbytes + _VECTOR_OVERHEAD_BYTES * len(operation.vectors)
+
+
+def _texts(state: State) -> DocumentState:
+    if not isinstance(state, DocumentState):
+        raise not_text()
+    return state
+
+
+def _check_room(use: Use, state: State, size_bytes: int) -> None:
+    if state.size_bytes + size_bytes > use.collection.parts.size_bytes_max:
+        raise ResourceExhausted(
+            "the collection is as large as this node can hold; use another collection",
+            reason="COLLECTION_FULL",
+        )
+
+
+def _too_many_fields(field: str) -> InvalidArgument:
+    return invalid(
+        field,
+        f"the collection would have more than {FIELDS_MAX} distinct metadata fields",
+        reason="TOO_MANY_FIELDS",
+    )

@@ -1,0 +1,253 @@
+"""The vectorstore as its peers see it, over real mutual TLS."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.struct_pb2 import Struct
+
+from sealcomb.internal.v1 import passage_service_pb2 as inner
+from sealcomb.v1 import collection_service_pb2 as collections
+from sealcomb.v1 import filter_pb2, search_service_pb2
+from sealcomb.v1 import vector_service_pb2 as vectors
+from tests.vectorstore.conftest import Rig
+from tests.vectorstore.fakes import OTHER
+
+
+def struct_of(**fields: Any) -> Struct:
+    """A Struct with these fields."""
+    made = Struct()
+    made.update(fields)
+    return made
+
+
+def f32(*numbers: float) -> bytes:
+    """Little-endian floats."""
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+def eq(field: str, value: Any) -> filter_pb2.Filter:
+    """A filter for one value."""
+    made = filter_pb2.Filter()
+    made.eq.field = field
+    if isinstance(value, bool):
+        made.eq.value.bool_value = value
+    elif isinstance(value, str):
+        made.eq.value.string_value = value
+    else:
+        made.eq.value.number_value = value
+    return made
+
+
+async def make(rig: Rig, name: str = "things", dimension: int = 3, **more: Any) -> collections.Collection:
+    """Creates a collection."""
+    request = collections.CreateCollectionRequest(name=name, dimension=dimension, **more)
+    response: collections.CreateCollectionResponse = await rig.call(
+        "CollectionService/CreateCollection", request
+    )
+    return response.collection
+
+
+def upsert_of(*points: vectors.Point, collection: str = "things") -> vectors.UpsertRequest:
+    """An Upsert."""
+    return vectors.UpsertRequest(collection=collection, points=points)
+
+
+async def test_points_go_in_and_are_found_read_counted_listed_and_deleted(rig: Rig) -> None:
+    await make(rig)
+    points = [
+        vectors.Point(id="a", vector=[1, 0, 0], metadata=struct_of(colour="red", size=1), text="first"),
+        vectors.Point(id="b", vector_f32=f32(0, 2, 0), metadata=struct_of(colour="blue", size=2)),
+        vectors.Point(id="c", vector=[0.9, 0.1, 0], metadata=struct_of(colour="red", size=3)),
+    ]
+    assert (await rig.call("VectorService/Upsert", upsert_of(*points))).upserted == 3
+    request = vectors.QueryRequest(
+        collection="things",
+        vector=[1, 0, 0],
+        top_k=2,
+        with_vectors=True,
+        with_metadata=True,
+        with_text=True,
+    )
+    hits = (await rig.call("VectorService/Query", request)).hits
+    assert [hit.id for hit in hits] == ["a", "c"]
+    assert hits[0].score == pytest.approx(1.0)
+    assert hits[0].vector_f32 == f32(1, 0, 0)
+    assert hits[0].metadata["colour"] == "red"
+    assert hits[0].text == "first"
+
+    request.filter.CopyFrom(eq("colour", "blue"))
+    assert [hit.id for hit in (await rig.call("VectorService/Query", request)).hits] == ["b"]
+    count = vectors.CountPointsRequest(collection="things", filter=eq("colour", "red"))
+    assert (await rig.call("VectorService/CountPoints", count)).count == 2
+    got = await rig.call(
+        "VectorService/GetPoints",
+        vectors.GetPointsRequest(collection="things", ids=["b", "nobody"], with_vectors=True),
+    )
+    assert [point.id for point in got.points] == ["b"]
+    assert got.points[0].vector_f32 == f32(0, 2, 0)
+
+    first = await rig.call(
+        "VectorService/ListPoints", vectors.ListPointsRequest(collection="things", page_size=2)
+    )
+    assert [point.id for point in first.points] == ["a", "b"]
+    rest = vectors.ListPointsRequest(collection="things", page_size=2, page_token=first.next_page_token)
+    second = await rig.call("VectorService/ListPoints", rest)
+    assert [point.id for point in second.points] == ["c"]
+    assert second.next_page_token == ""
+
+    deleted = await rig.call(
+        "VectorService/DeletePoints", vectors.DeletePointsRequest(collection="things", ids=["a"])
+    )
+    assert deleted.deleted == 1
+    matching = vectors.DeletePointsRequest(collection="things", filter=eq("colour", "red"))
+    assert (await rig.call("VectorService/DeletePoints", matching)).deleted == 1
+    described = await rig.call(
+        "CollectionService/GetCollection", collections.GetCollectionRequest(collection="things")
+    )
+    assert described.collection.points == 1
+
+
+async def test_a_batch_of_queries_answers_each_in_order(rig: Rig) -> None:
+    await make(rig)
+    await rig.call(
+        "VectorService/Upsert",
+        upsert_of(*(vectors.Point(id=str(n), vector=row) for n, row in enumerate(np.eye(3)))),
+    )
+    queries = [vectors.QueryRequest(vector=row, top_k=1) for row in np.eye(3)]
+    answer = await rig.call(
+        "VectorService/QueryBatch", vectors.QueryBatchRequest(collection="things", queries=queries)
+    )
+    assert [[hit.id for hit in result.hits] for result in answer.results] == [["0"], ["1"], ["2"]]
+
+
+async def test_an_empty_collection_has_no_hits_even_for_a_filter(rig: Rig) -> None:
+    await make(rig)
+    request = vectors.QueryRequest(collection="things", vector=[1, 0, 0], filter=eq("colour", "red"))
+    assert not (await rig.call("VectorService/Query", request)).hits
+
+
+async def test_documents_are_put_searched_listed_and_deleted(rig: Rig) -> None:
+    await make(rig, "texts", 0, embedder="default")
+    resolved = await rig.call(
+        "PassageService/ResolveCollection", inner.ResolveCollectionRequest(collection="texts")
+    )
+    assert (resolved.dimension, resolved.embedder) == (8, "tiny-embedder")
+    await put(
+        rig, resolved.collection_id, "doc1", ["Bees seal honey with wax", "Keys are rotated"], topic="bees"
+    )
+    await put(rig, resolved.collection_id, "doc2", ["Wax is soft"], topic="wax")
+    await put(rig, resolved.collection_id, "doc3", ["Secret wax recipe"], ("ann",), topic="secret")
+
+    found = await search(rig, "sealed honey")
+    assert [(hit.document_id, hit.chunk_index) for hit in found][:1] == [("doc1", 0)]
+    assert found[0].metadata["topic"] == "bees"
+    assert found[0].document_name == "doc1.txt"
+    assert {
+        hit.document_id for hit in await search(rig, "wax", mode=search_service_pb2.SEARCH_MODE_LEXICAL)
+    } == {"doc1", "doc2"}
+    ann = await search(rig, "wax", mode=search_service_pb2.SEARCH_MODE_LEXICAL, as_principals=["ann"])
+    assert {hit.document_id for hit in ann} == {"doc1", "doc2", "doc3"}
+    assert {hit.document_id for hit in await search(rig, "wax", filter=eq("topic", "wax"))} == {"doc2"}
+
+    listed = await rig.call(
+        "PassageService/ListDocumentRecords",
+        inner.ListDocumentRecordsRequest(collection="texts", page_size=2),
+    )
+    assert [record.id for record in listed.documents] == ["doc1", "doc2"]
+    more = inner.ListDocumentRecordsRequest(
+        collection="texts", page_size=2, page_token=listed.next_page_token
+    )
+    rest = await rig.call("PassageService/ListDocumentRecords", more)
+    assert [record.id for record in rest.documents] == ["doc3"]
+    gone = await rig.call(
+        "PassageService/DeleteDocumentRecord",
+        inner.DeleteDocumentRecordRequest(collection="texts", id="doc1"),
+    )
+    assert gone.object_key == "key/doc1"
+    assert {hit.document_id for hit in await search(rig, "honey wax")} == {"doc2"}
+
+
+async def put(
+    rig: Rig,
+    collection_id: str,
+    id_: str,
+    texts: list[str],
+    principals: tuple[str, ...] = (),
+    **metadata: Any,
+) -> Any:
+    """Puts a document whose passages have random vectors."""
+    rng = np.random.default_rng(len(texts[0]))
+    record = inner.DocumentRecord(
+        id=id_,
+        name=f"{id_}.txt",
+        content_type="text/plain",
+        metadata=struct_of(**metadata),
+        principals=principals,
+        object_key=f"key/{id_}",
+        idempotency_key=f"once-{id_}",
+    )
+    passages = [
+        inner.Passage(index=n, page=1, text=text, vector_f32=f32(*rng.normal(size=8)))
+        for n, text in enumerate(texts)
+    ]
+    request = inner.PutDocumentRequest(collection_id=collection_id, document=record, passages=passages)
+    return (await rig.call("PassageService/PutDocument", request)).document
+
+
+async def search(rig: Rig, query: str, **more: Any) -> Any:
+    """Searches by words and a fixed vector."""
+    request = inner.SearchPassagesRequest(
+        collection="texts", query=query, vector_f32=f32(*range(1, 9)), **more
+    )
+    return (await rig.call("PassageService/SearchPassages", request)).hits
+
+
+async def test_a_document_put_twice_under_a_key_is_there_once(rig: Rig) -> None:
+    made = await make(rig, "texts", 0, embedder="default")
+    first = await put(rig, made.id, "doc1", ["some text"])
+    again = inner.PutDocumentRequest(
+        collection_id=made.id,
+        document=inner.DocumentRecord(id="other", name="x", idempotency_key="once-doc1"),
+        passages=[inner.Passage(text="other", vector_f32=f32(*range(1, 9)))],
+    )
+    assert (await rig.call("PassageService/PutDocument", again)).document == first
+
+
+async def test_a_foreign_collection_answers_like_one_that_does_not_exist(rig: Rig) -> None:
+    made = await make(rig)
+    for method, request in (
+        ("VectorService/Upsert", upsert_of(vectors.Point(id="a", vector=[1, 0, 0]))),
+        ("VectorService/Query", vectors.QueryRequest(collection="things", vector=[1, 0, 0])),
+        ("CollectionService/GetCollection", collections.GetCollectionRequest(collection="things")),
+        ("CollectionService/DeleteCollection", collections.DeleteCollectionRequest(collection="things")),
+        ("PassageService/PutDocument", inner.PutDocumentRequest(collection_id=made.id)),
+    ):
+        foreign = await rig.refused(method, request, account=OTHER)
+        assert (foreign.code, foreign.reason) == (grpc.StatusCode.NOT_FOUND, "COLLECTION_NOT_FOUND")
+        barred = await rig.refused(method, request, collections=("another",))
+        assert barred == foreign
+
+
+async def test_a_deleted_collection_is_gone_and_its_name_free(rig: Rig) -> None:
+    made = await make(rig)
+    await rig.call("VectorService/Upsert", upsert_of(vectors.Point(id="a", vector=[1, 0, 0])))
+    await rig.call(
+        "CollectionService/DeleteCollection", collections.DeleteCollectionRequest(collection="things")
+    )
+    assert (ACCOUNT_ID, made.id) in rig.keyvault.destroyed
+    refusal = await rig.refused(
+        "CollectionService/GetCollection", collections.GetCollectionRequest(collection="things")
+    )
+    assert refusal.reason == "COLLECTION_NOT_FOUND"
+    anew = await make(rig)
+    assert anew.id != made.id
+    count = vectors.CountPointsRequest(collection="things")
+    assert (await rig.call("VectorService/CountPoints", count)).count == 0
+
+
+ACCOUNT_ID = "0" * 25 + "1"
