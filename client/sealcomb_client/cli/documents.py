@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sealcomb.v1 import document_service_pb2, search_service_pb2
 from sealcomb_client.cli.options import FILTER, METADATA
-from sealcomb_client.cli.output import CommandFailed, fields_of, printable
+from sealcomb_client.cli.output import CommandFailed, printable
 from sealcomb_client.cli.session import Session, command
 from sealcomb_client.errors import ApiError
 
@@ -101,7 +101,7 @@ def search(
     )
     for number, hit in enumerate(hits, 1):
         if session.output.as_json:
-            session.output.value(fields_of(hit))
+            session.output.value(hit)
         else:
             session.output.say(_hit_text(number, hit))
     if not hits:

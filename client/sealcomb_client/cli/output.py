@@ -7,18 +7,13 @@ script reads one line at a time. Tokens are printed only where they were just ma
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sealcomb_client.connection import ConnectionIncomplete
 from sealcomb_client.errors import ApiError
@@ -35,6 +30,9 @@ _EXIT_CODES = {
     "UNAVAILABLE": 7,
     "DEADLINE_EXCEEDED": 7,
 }
+# As protobuf's JSON writes times; people get them to the second, in UTC.
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?Z")
+_ENUM = re.compile(r"(?:METRIC|KEY_STATE)_([A-Z_]+)")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 EXIT_CODES_HELP = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 not allowed, 5 a value is wrong, "
@@ -78,54 +76,46 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        # A pipe gets whole lines; a terminal gets lines that fit it.
-        self._console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
 
     def say(self, text: str) -> None:
         """A line for people only."""
         if not self.as_json:
-            self._console.print(Text(text))
+            click.echo(text)
 
     def value(self, value: Message | Mapping[str, Any]) -> None:
         """One result: a JSON line, or name and value pairs."""
-        fields = fields_of(value)
         if self.as_json:
-            _print_json(fields)
+            _print_json(fields_of(value))
             return
+        fields = dict(_flat(fields_of(value)))
         width = max((len(name) for name in fields), default=0)
         for name, field in fields.items():
-            # Text, not markup: what others wrote must not style the terminal.
-            self._console.print(Text(f"{name:{width}}  {_cell(field)}"))
+            click.echo(f"{name:{width}}  {_cell(field)}".rstrip())
 
     def rows(self, values: Iterable[Message], columns: Sequence[str]) -> None:
-        """Many results: JSON lines, or a table of these columns."""
+        """Many results: JSON lines, or a table of these columns, never cut short."""
         if self.as_json:
             for value in values:
                 _print_json(fields_of(value))
             return
-        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-        for value in values:
-            fields = fields_of(value)
-            table.add_row(*(Text(_cell(fields.get(column, ""))) for column in columns))
-        if table.row_count:
-            self._console.print(table)
-        else:
-            self._console.print("none")
+        table = [[_cell(fields_of(value).get(column, "")) for column in columns] for value in values]
+        if not table:
+            click.echo("none")
+            return
+        table.insert(0, [column.upper() for column in columns])
+        widths = [max(len(row[at]) for row in table) for at in range(len(columns))]
+        for row in table:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def fields_of(value: Message | Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a message with the API's names, zero values included."""
+    """The fields of a message with the API's names and in its order, zero values included."""
     if not isinstance(value, Message):
         return dict(value)
     fields: dict[str, Any] = json_format.MessageToDict(
         value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return fields
-
-
-def time_text(stamp: Timestamp) -> str:
-    """A time in UTC to the second."""
-    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
+    return {field.name: fields[field.name] for field in value.DESCRIPTOR.fields if field.name in fields}
 
 
 def printable(text: str) -> str:
@@ -139,9 +129,23 @@ def _print_json(fields: Mapping[str, Any]) -> None:
     click.echo(json.dumps(fields, ensure_ascii=False))
 
 
+def _flat(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields with those of messages in their place, such as a new token and what it may do."""
+    for name, field in fields.items():
+        if isinstance(field, Mapping) and name != "metadata":
+            yield from _flat(field)
+        else:
+            yield name, field
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_cell(item) for item in value)
     if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    return printable(str(value))
+        return printable(json.dumps(value, ensure_ascii=False))
+    text = str(value)
+    if match := _TIME.fullmatch(text):
+        return f"{match[1]} {match[2]}"
+    if match := _ENUM.fullmatch(text):
+        return match[1].lower()
+    return printable(text)

@@ -54,6 +54,9 @@ def command(group: click.Group, name: str | None = None) -> _Decorator:
         def run(session: Session, /, *args: Any, **kwargs: Any) -> Any:
             try:
                 return function(session, *args, **kwargs)
+            except BrokenPipeError:
+                # Whoever read the output has seen enough; click ends quietly.
+                raise
             except (ApiError, ConnectionIncomplete, ValueError, OSError) as error:
                 raise failure(error) from error
 
