@@ -26,8 +26,10 @@ CHUNKS_MAX = 20_000
 CHARS_PER_TOKEN_MAX = 16
 HEADING_CHARS_MAX = 200
 MAX_TOKENS_MIN = 16
-# Long pages go to the splitter in blocks, so that whoever iterates can stop in between.
-_BLOCK_CHARS = 200_000
+# Pages go to the splitter in blocks, so that whoever iterates can stop in between, and without long
+# gaps: the time it takes grows with the square of a block for some texts, such as empty lines alone.
+_BLOCK_CHARS = 20_000
+_GAP = re.compile(r"\s{32,}")
 _BLOCK_ENDS = ("\n\n", "\n", " ")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
@@ -101,10 +103,11 @@ def iterate_chunks(
     splitter = (MarkdownSplitter if form == "markdown" else TextSplitter).from_callback(
         _bounded(count_tokens, max_tokens), max_tokens, overlap=overlap
     )
+    block_chars = max(_BLOCK_CHARS, 2 * max_tokens * CHARS_PER_TOKEN_MAX)
     index, heading = 0, ""
     for page in pages:
         headings = _headings(page.text) if form == "markdown" else []
-        for offset, text in _split(page.text, splitter):
+        for offset, text in _split(page.text, splitter, block_chars):
             while headings and headings[0][0] <= offset:
                 heading = headings.pop(0)[1]
             if index == chunks_max:
@@ -115,36 +118,43 @@ def iterate_chunks(
         heading = headings[-1][1] if headings else heading
 
 
-def _split(text: str, splitter: TextSplitter | MarkdownSplitter) -> Iterator[tuple[int, str]]:
-    begin = 0
-    while begin < len(text):
-        end = _block_end(text, begin)
+def _split(
+    text: str, splitter: TextSplitter | MarkdownSplitter, block_chars: int
+) -> Iterator[tuple[int, str]]:
+    for begin, end in _blocks(text, block_chars):
         for offset, passage in splitter.chunk_indices(text[begin:end]):
             if passage.strip():
                 yield begin + offset, passage
-        begin = end
 
 
-def _block_end(text: str, begin: int) -> int:
-    limit = begin + _BLOCK_CHARS
-    if limit >= len(text):
-        return len(text)
-    for mark in _BLOCK_ENDS:
-        # The second half of the block alone, or blocks could become as small as a word.
-        at = text.rfind(mark, begin + _BLOCK_CHARS // 2, limit)
-        if at >= 0:
-            return at + len(mark)
-    return limit
+def _blocks(text: str, block_chars: int) -> Iterator[tuple[int, int]]:
+    """Parts of the text that together leave out nothing but long gaps."""
+    begin = 0
+    for gap in _GAP.finditer(text):
+        yield from _cut(text, begin, gap.start(), block_chars)
+        begin = gap.end()
+    yield from _cut(text, begin, len(text), block_chars)
+
+
+def _cut(text: str, begin: int, end: int, block_chars: int) -> Iterator[tuple[int, int]]:
+    while end - begin > block_chars:
+        limit = begin + block_chars
+        # In the second half of the block alone, or blocks could become as small as a word.
+        places = ((text.rfind(mark, begin + block_chars // 2, limit), mark) for mark in _BLOCK_ENDS)
+        middle = next((at + len(mark) for at, mark in places if at >= 0), limit)
+        yield begin, middle
+        begin = middle
+    if end > begin:
+        yield begin, end
 
 
 def _bounded(count_tokens: Callable[[str], int], max_tokens: int) -> Callable[[str], int]:
-    chars_max = max_tokens * CHARS_PER_TOKEN_MAX
-
     def size(text: str) -> int:
+        # The floor also keeps the overlap short of one endless word, which counts as one token:
+        # passages that advance by a character each would take hours.
+        floor = -(-len(text) // CHARS_PER_TOKEN_MAX)
         # Too long whatever its tokens: counting them would cost most of the time spent here.
-        if len(text) > chars_max:
-            return max(max_tokens + 1, len(text) // CHARS_PER_TOKEN_MAX)
-        return count_tokens(text)
+        return floor if floor > max_tokens else max(floor, count_tokens(text))
 
     return size
 

@@ -132,10 +132,44 @@ def test_one_endless_word_is_cut_though_a_tokenizer_calls_it_one_token() -> None
 
 
 def test_blocks_of_a_long_page_join_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_module, "_BLOCK_CHARS", 100)
-    text = "\n\n".join(" ".join(f"p{part}w{number}" for number in range(12)) for part in range(30))
+    monkeypatch.setattr(chunk_module, "_BLOCK_CHARS", 600)
+    text = "\n\n".join(" ".join(f"p{part}w{number}" for number in range(12)) for part in range(90))
     chunks = split(text, overlap=0)
     assert " ".join(entry.text for entry in chunks).split() == text.split()
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "x",
+        "\n",
+        "\n" * 30 + "a",
+        " ",
+        ". ",
+        "[",
+        "*a_",
+        "> ",
+        "- a\n",
+        "---\n",
+        "<br>\n",
+        "a\u0301",
+        "|a\n",
+        "1. ",
+    ],
+)
+def test_the_work_grows_with_the_text_and_not_with_its_square(form: Format, unit: str) -> None:
+    """Some texts made the splitter ask for sizes a million times for 50 KB."""
+    counted = 0
+
+    def count(_text: str) -> int:
+        nonlocal counted
+        counted += 1
+        return 3  # the worst: all is one unknown word, so that everything fits into the overlap
+
+    pages = [PageText(0, unit * (60_000 // len(unit)))]
+    chunk(pages, count_tokens=count, max_tokens=64, overlap=8, form=form)
+    assert counted < 40_000
 
 
 def test_the_work_can_be_given_up_in_between() -> None:
