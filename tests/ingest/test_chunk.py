@@ -44,7 +44,7 @@ TEXTS = st.one_of(
 
 @pytest.mark.parametrize("form", ["text", "markdown"])
 @given(texts=st.lists(TEXTS, max_size=3), overlap=st.sampled_from([0, 3, 9]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_character_is_lost_and_no_passage_is_too_long(
     tokenizer: Tokenizer, form: Format, texts: list[str], overlap: int
 ) -> None:
@@ -170,6 +170,31 @@ def test_the_work_grows_with_the_text_and_not_with_its_square(form: Format, unit
     pages = [PageText(0, unit * (60_000 // len(unit)))]
     chunk(pages, count_tokens=count, max_tokens=64, overlap=8, form=form)
     assert counted < 40_000
+
+
+def test_without_the_floor_an_endless_word_advances_by_a_character_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The twin of the one before."""
+
+    def calls() -> int:
+        counted = 0
+
+        def count(_text: str) -> int:
+            nonlocal counted
+            counted += 1
+            return 3
+
+        chunk([PageText(0, "x" * 1500)], count_tokens=count, max_tokens=16, overlap=4)
+        return counted
+
+    bounded = calls()
+    monkeypatch.setattr(
+        chunk_module,
+        "_bounded",
+        lambda count, most: lambda text: most + 1 if len(text) > 16 * most else count(text),
+    )
+    assert calls() > 20 * bounded
 
 
 def test_the_work_can_be_given_up_in_between() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +23,7 @@ from services.ingest.embed import Embedder, open_embedder
 from services.ingest.embedders.endpoint import EndpointSettings, HttpEmbedder
 from services.ingest.embedders.local import OnnxEmbedder
 from services.ingest.prepare_model import default_folder
+from tests.certificates import TestCa, address, write_files
 from tests.ingest.hash_embedder import HashEmbedder
 
 CANARY = "canary text of a caller"
@@ -295,6 +298,24 @@ def test_no_attempt_begins_after_the_deadline() -> None:
     assert asked == 2
 
 
+def test_an_answer_that_drips_ends_at_the_deadline() -> None:
+    """The client's own timeout begins anew with every read."""
+    clock = SettableClock()
+    pieces = 0
+
+    def drip() -> Iterator[bytes]:
+        nonlocal pieces
+        while pieces < 1000:
+            pieces += 1
+            clock.seconds += 1.0
+            yield b" "
+
+    embedder = endpoint(after_first(lambda _request: httpx.Response(200, content=drip())), clock)
+    with pytest.raises(Unavailable):
+        embedder.embed(["a"])
+    assert pieces == 31
+
+
 def test_a_refusal_is_not_repeated_and_a_redirect_not_followed() -> None:
     for status in (301, 307, 400, 401, 404):
         asked = 0
@@ -370,26 +391,49 @@ def printed(error: SealcombError) -> str:
     return f"{error} {error.__cause__!r}"
 
 
+class Handler(BaseHTTPRequestHandler):
+    """The honest endpoint behind a real socket."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        answer = honest(httpx.Request("POST", "http://x", content=body)).content
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Nothing to the terminal."""
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A handshake that the client broke off is what some tests are about."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing to the terminal."""
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The endpoint on a free port of this machine, over TLS where a context is given."""
+    with QuietServer(("127.0.0.1", 0), Handler) as listener:
+        if context is not None:
+            listener.socket = context.wrap_socket(
+                listener.socket, server_side=True, do_handshake_on_connect=False
+            )
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield listener.server_port
+        finally:
+            listener.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def server() -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            answer = honest(httpx.Request("POST", "http://x", content=body)).content
-            self.send_response(200)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            """Nothing to the terminal."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        thread = threading.Thread(target=listener.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.server_port}/v1"
-        listener.shutdown()
-        thread.join()
+    with serving() as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def test_a_real_server_is_asked_without_the_environments_proxy(
@@ -400,6 +444,28 @@ def test_a_real_server_is_asked_without_the_environments_proxy(
     embedder = open_embedder(f"{server}#small")
     assert np.abs(embedder.embed(["bees"])[0] - HashEmbedder(dimension=8).embed(["bees"])[0]).max() < 1e-6
     embedder.close()
+
+
+def test_the_environments_proxy_would_have_been_used(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: a client that trusts the environment goes to the proxy, which is not there."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with httpx.Client() as client, pytest.raises(httpx.ConnectError):
+        client.post(f"{server}/embeddings", json={"input": ["a"]})
+
+
+def test_only_a_certificate_of_a_known_authority_is_accepted(tmp_path: Path) -> None:
+    """With the authority's file the same server answers, so it is the check that refuses it."""
+    write_files(tmp_path, TestCa.make().issue([address("127.0.0.1")]))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with serving(context) as port:
+        spec = f"https://127.0.0.1:{port}/v1#small"
+        settings = EndpointSettings.parse(spec)
+        with pytest.raises(Unavailable):
+            HttpEmbedder(settings, clock=SettableClock(), sleep=lambda _seconds: None)
+        opened = open_embedder(spec, ca_file=tmp_path / "ca.pem")
+        assert opened.dimension == 8
+        opened.close()
 
 
 # --- the factory --------------------------------------------------------------------------------
