@@ -11,8 +11,8 @@ from tests.system.installation import Account, Installation, running
 
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """All services and Envoy, without the demo."""
-    with running(tmp_path_factory.mktemp("installation")) as installation:
+    """All services and Envoy, with the demo."""
+    with running(tmp_path_factory.mktemp("installation"), demo=True) as installation:
         yield installation
 
 
