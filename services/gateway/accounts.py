@@ -47,10 +47,10 @@ class Keyvault(Protocol):
         """Makes the account's KMS key if there is none."""
 
     async def set_account_suspended(self, suspended: bool) -> None:
-        """Suspends or resumes key release for the account."""
+        """Suspends or resumes key release for the account, and records it."""
 
     async def destroy_account(self) -> None:
-        """Destroys the account's keys for good; nothing to do if there are none."""
+        """Destroys the account's keys for good, and records it; NotFound for an account it never knew."""
 
     async def record_event(self, action: str, resource: str) -> None:
         """Adds an administrative act to the account's audit chain."""
@@ -171,9 +171,7 @@ class Accounts:
             if suspended:
                 await self._change(row.id, {"suspended": True})
                 await self._keyvault.set_account_suspended(True)
-                await self._keyvault.record_event("account.suspend", row.id)
             elif suspended is not None:
-                await self._keyvault.record_event("account.resume", row.id)
                 await self._keyvault.set_account_suspended(False)
                 await self._change(row.id, {"suspended": False})
         return await self.get(account_id)
@@ -235,7 +233,12 @@ class Accounts:
 
     async def _remove(self, row: AccountRow) -> None:
         with acting_as(self._mint.for_keyvault(row.id, _DELETE_METHOD, _actor())):
-            await self._keyvault.destroy_account()
+            try:
+                await self._keyvault.destroy_account()
+            except SealcombError as error:
+                # Interrupted before keyvault knew of it: there is no key to destroy.
+                if error.reason != "ACCOUNT_NOT_FOUND":
+                    raise
         await self._in_thread(lambda: self._store.delete_account(row.id))
         self._sessions.drop_account(row.id)
         self._profiles.drop_account(row.id)
