@@ -81,7 +81,7 @@ def check_names(resource: str, purpose: str) -> None:
     found = PURPOSES.get(purpose)
     if found is None:
         raise invalid("purpose", "is not known")
-    if found.resource != resource and (found.resource or not ids.is_id(resource)):
+    if not (resource == found.resource if found.resource else ids.is_id(resource)):
         raise invalid("resource", "is not a resource of this purpose")
 
 

@@ -1,6 +1,6 @@
 """KeyService and AuditService: what an account may see and do of its own key. Translates; decides nothing."""
 
-# ruff: noqa: N802 (the names are those of the .proto)
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

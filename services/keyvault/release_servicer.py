@@ -1,6 +1,6 @@
 """KeyReleaseService: what the other services ask of keyvault. Translates; decides nothing."""
 
-# ruff: noqa: N802 (the names are those of the .proto)
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

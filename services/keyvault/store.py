@@ -133,7 +133,7 @@ class Store:
                 # One of them spoils the transaction, and it is not known which.
                 return [outcome for job in batch for outcome in self._commit([job])]
             if isinstance(error, sa.exc.SQLAlchemyError):
-                _log.error("write failed", exc_info=error)
+                _log.error("write failed", exception_type=type(error).__name__)
                 return [_Outcome(batch[0], error=_storage_error(error))]
             return [_Outcome(batch[0], error=error)]
 
@@ -154,6 +154,10 @@ def _resolve(outcome: _Outcome) -> None:
 
 
 def _storage_error(error: sa.exc.SQLAlchemyError) -> SealcombError:
-    if "is full" in str(getattr(error, "orig", "")):
-        return ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
+    cause: BaseException | None = error
+    while cause is not None:
+        # SQLite rolls back by itself when it is full, so that the last error is about the savepoint.
+        if "is full" in str(getattr(cause, "orig", "")):
+            return ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
+        cause = cause.__context__
     return Unavailable("the key store failed; try again", reason="STORAGE_FAILED", retry_after_s=1.0)

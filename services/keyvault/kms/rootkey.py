@@ -47,7 +47,7 @@ class RootKeyRefused(ValueError):
 def load_root_key(path: Path, passphrase_file: Path | None = None) -> bytes:
     """The root key in a file. Raises RootKeyRefused."""
     raw = _read_private(path, "the root key file")
-    if raw[:4] == _MAGIC and len(raw) != KEY_BYTES:
+    if raw[:4] == _MAGIC:
         if passphrase_file is None:
             raise RootKeyRefused("the root key file is sealed; set SEALCOMB_ROOT_PASSPHRASE_FILE")
         return _unseal(raw, _passphrase(passphrase_file))
