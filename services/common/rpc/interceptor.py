@@ -19,6 +19,7 @@ from services.common import telemetry
 from services.common.context import HEADER, Caller, ContextRefused, ContextVerifier, acting_as
 from services.common.errors import PermissionDenied, SealcombError, Unimplemented
 from services.common.rpc.authorization import Rule, check_context
+from services.common.rpc.requests import checked, tolerant
 from services.common.rpc.status import DETAILS_KEY, grpc_code, internal_error, status_proto
 from services.common.tls import SPIFFE_PREFIX
 
@@ -55,26 +56,27 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             _log.warning("unknown method refused", service=self._service)
             return grpc.unary_unary_rpc_method_handler(self._unknown)
+        deserializer = tolerant(handler.request_deserializer)
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(path, handler.stream_stream),
-                handler.request_deserializer,
+                deserializer,
                 handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(path, handler.unary_stream),
-                handler.request_deserializer,
+                deserializer,
                 handler.response_serializer,
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
                 self._unary(path, handler.stream_unary),
-                handler.request_deserializer,
+                deserializer,
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(path, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            self._unary(path, handler.unary_unary), deserializer, handler.response_serializer
         )
 
     def _unary(self, path: str, behaviour: Any) -> Any:
@@ -83,6 +85,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             request_id = _request_id(context)
             try:
                 caller = self._admit(path, context)
+                request = checked(request)
                 if caller is None:
                     response = await behaviour(request, context)
                 else:
@@ -110,7 +113,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             request_id = _request_id(context)
             try:
                 caller = self._admit(path, context)
-                responses = behaviour(request, context)
+                responses = behaviour(checked(request), context)
                 while True:
                     # The caller is current only while the handler runs: a generator's own frames
                     # would otherwise leave it set in whatever context resumes them.
