@@ -51,24 +51,22 @@ class Malformed(Exception):
 class ExtAuthz(asyncio.Protocol):
     """One connection from Envoy."""
 
-    def __init__(self, authorizer: Authorizer, connections: set[ExtAuthz]) -> None:
+    def __init__(self, authorizer: Authorizer, server: ExtAuthzServer) -> None:
         self._authorizer = authorizer
-        self._connections = connections
+        self._server = server
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._pending: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection, unless there are too many."""
+        """Takes the connection, unless there are too many or the server has stopped meanwhile."""
         self._transport = cast("asyncio.Transport", transport)
-        if len(self._connections) >= _CONNECTIONS_MAX:
+        if not self._server.add(self):
             self._transport.abort()
-            return
-        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends what was being decided for it."""
-        self._connections.discard(self)
+        self._server.discard(self)
         if self._pending is not None:
             self._pending.cancel()
 
@@ -137,23 +135,37 @@ class ExtAuthzServer:
         self._path = socket_path
         self._connections: set[ExtAuthz] = set()
         self._server: asyncio.Server | None = None
+        self._open = False
 
     async def start(self) -> None:
         """Listens; a socket file left by an earlier process is replaced."""
         self._path.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(
-            lambda: ExtAuthz(self._authorizer, self._connections), str(self._path), backlog=1024
+            lambda: ExtAuthz(self._authorizer, self), str(self._path), backlog=1024
         )
         self._path.chmod(0o600)
+        self._open = True
 
     async def stop(self) -> None:
         """Stops listening and closes every connection."""
+        self._open = False
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):
             connection.close()
         self._path.unlink(missing_ok=True)
+
+    def add(self, connection: ExtAuthz) -> bool:
+        """Takes a connection; False where it is one too many or too late."""
+        if not self._open or len(self._connections) >= _CONNECTIONS_MAX:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def discard(self, connection: ExtAuthz) -> None:
+        """Forgets a connection that has ended."""
+        self._connections.discard(connection)
 
 
 def _parse(head: bytes) -> tuple[str, dict[bytes, bytes]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,9 @@ from services.gateway.tokens import Pepper
 
 OPERATOR_METHOD = "/sealcomb.v1.AccountService/CreateAccount"
 ADMIN_METHOD = "/sealcomb.v1.TokenService/CreateToken"
+DEFAULT_LIMITS = Limits(100.0, 100)
+FAILURE_LIMITS = Limits(1.0, 5)
+NO_CHANGE = LimitChange()
 
 
 @dataclass
@@ -106,7 +111,9 @@ class FakeKeyvault:
 class Policy:
     """The policy process without its sockets."""
 
-    def __init__(self, folder: Path, limits: Limits = Limits(100.0, 100), failures: Limits = Limits(1.0, 5)) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits = DEFAULT_LIMITS, failures: Limits = FAILURE_LIMITS
+    ) -> None:
         self.clock = FakeClock()
         self.store = GatewayStore(f"sqlite:///{folder}/gateway.db")
         self.store.migrate()
@@ -127,23 +134,34 @@ class Policy:
         # Deterministic, and never the same twice.
         self.random_bytes = lambda size: random.Random(next(counter)).randbytes(size)
         self.accounts = Accounts(
-            self.store, self.keyvault, self.profiles, self.sessions, self.mint, self.pepper, pages, self.clock,
-            self.random_bytes,
+            self.store, self.keyvault, self.profiles, self.sessions, self.mint, self.pepper, pages,
+            self.clock, self.random_bytes,
         )  # fmt: skip
         self.issuer = TokenIssuer(
-            self.store, self.keyvault, self.profiles, self.sessions, self.pepper, pages, self.clock, self.random_bytes
+            self.store,
+            self.keyvault,
+            self.profiles,
+            self.sessions,
+            self.pepper,
+            pages,
+            self.clock,
+            self.random_bytes,
         )
-        replace_operator_token(self.store, self.pepper, folder / "operator.token", self.clock, self.random_bytes)
+        replace_operator_token(
+            self.store, self.pepper, folder / "operator.token", self.clock, self.random_bytes
+        )
         self.operator_token = (folder / "operator.token").read_text().strip()
 
-    async def new_account(self, name: str = "an account", limits: LimitChange = LimitChange()) -> tuple[str, str]:
+    async def new_account(self, name: str = "an account", limits: LimitChange = NO_CHANGE) -> tuple[str, str]:
         """A new account's id and admin token."""
         with acting(OPERATOR_METHOD):
             account, token = await self.accounts.create(name, limits, "")
         assert token is not None
         return account.id, token.text
 
-    async def new_token(self, account: str, *scopes: str, collections: tuple[str, ...] = ()) -> tuple[str, str]:
+    async def new_token(
+        self, account: str, *scopes: str, collections: tuple[str, ...] = ()
+    ) -> tuple[str, str]:
         """A new token's id and text."""
         with acting(ADMIN_METHOD, account):
             token, info = await self.issuer.create("a label", scopes or ("read",), collections, None, "")
@@ -158,14 +176,16 @@ class Policy:
 
 
 def _payload(text: str) -> CallContext:
-    import base64  # noqa: PLC0415
-    import json  # noqa: PLC0415
-
     raw = text.split(".")[0]
     fields = json.loads(base64.urlsafe_b64decode(raw + "=" * (-len(raw) % 4)))
     for name in ("audience", "scopes", "collections"):
         fields[name] = tuple(fields[name])
     return CallContext(**fields)
+
+
+def stored_bytes(folder: Path) -> bytes:
+    """Every byte of the database's files."""
+    return b"".join(path.read_bytes() for path in folder.iterdir() if path.name.startswith("gateway.db"))
 
 
 @contextmanager

@@ -114,9 +114,13 @@ class RawConnection:
 
     def _take(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RemoteSettingsChanged):
-            self.settings |= {int(code): setting.new_value for code, setting in event.changed_settings.items()}
+            self.settings |= {
+                int(code): setting.new_value for code, setting in event.changed_settings.items()
+            }
         elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-            self.replies[event.stream_id].headers |= {_text(name): _text(value) for name, value in event.headers}
+            self.replies[event.stream_id].headers |= {
+                _text(name): _text(value) for name, value in event.headers
+            }
         elif isinstance(event, h2.events.DataReceived):
             self.replies[event.stream_id].body += event.data
             self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

@@ -25,6 +25,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sealcomb.internal.v1 import keyvault_service_pb2 as kv
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc as kv_stubs
@@ -40,6 +41,7 @@ from services.common.methods import INGEST, KEYVAULT, PUBLIC_METHODS, VECTORSTOR
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.server import InnerServer
+from services.common.tls import TlsFiles
 from services.standalone.pki import Installation, ensure_installation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +60,7 @@ class Seen:
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Answers every public method of one service and keeps what it got. A body with HOLD is held until cancelled."""
+    """Answers every public method of one service and keeps what it got; a body with HOLD waits for its end."""
 
     def __init__(self, service: str, backends: Backends) -> None:
         self._service = service
@@ -126,6 +128,15 @@ class Keyvault(kv_stubs.KeyReleaseServiceServicer):
         await self._fail_if_down(context)
         self.destroyed.add(current_account())
         return kv.DestroyAccountResponse()
+
+    async def DestroyResource(self, request: Any, context: Any) -> kv.DestroyResourceResponse:
+        raise NotImplementedError
+
+    async def IssuePermit(self, request: Any, context: Any) -> kv.IssuePermitResponse:
+        raise NotImplementedError
+
+    async def EndPermit(self, request: Any, context: Any) -> kv.EndPermitResponse:
+        raise NotImplementedError
 
     async def RecordEvent(self, request: kv.RecordEventRequest, context: Any) -> kv.RecordEventResponse:
         await self._fail_if_down(context)
@@ -272,7 +283,7 @@ class Edge:
     def start(self) -> None:
         """Starts the process and waits until the edge says SERVING."""
         log = (self.folder / "gateway.log").open("ab")
-        self.process = subprocess.Popen(  # noqa: S603
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "services.gateway.main"],
             env=self.environment(),
             stdout=log,
@@ -294,11 +305,11 @@ class Edge:
 
     def health(self) -> str:
         """What the edge's health says, or how it failed."""
-        from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
-
         with self.channel() as channel:
             try:
-                response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+                response = health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=2
+                )
             except grpc.RpcError as error:
                 return str(error.code().name)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
@@ -357,7 +368,9 @@ class Edge:
         """A new token through the edge."""
         with self.channel() as channel:
             stub = tokens_stubs.TokenServiceStub(channel)
-            response = stub.CreateToken(tokens_pb.CreateTokenRequest(**fields), metadata=bearer(admin), timeout=10)
+            response = stub.CreateToken(
+                tokens_pb.CreateTokenRequest(**fields), metadata=bearer(admin), timeout=10
+            )
         assert isinstance(response, tokens_pb.CreateTokenResponse)
         return response
 
@@ -398,7 +411,7 @@ def call(
 ) -> Answer:
     """One call of one message."""
     sent = (*bearer(token), *metadata) if token is not None else metadata
-    method = channel.stream_stream(path)
+    method: Any = channel.stream_stream(path)
     stream = method(iter([body]), metadata=sent, timeout=timeout)
     try:
         for _message in stream:
@@ -445,9 +458,7 @@ def running_edge(folder: Path, **settings: str) -> Iterator[Edge]:
         backends.stop()
 
 
-def _tls(installation: Installation, service: str) -> Any:
-    from services.common.tls import TlsFiles  # noqa: PLC0415
-
+def _tls(installation: Installation, service: str) -> TlsFiles:
     return TlsFiles(installation.tls_dir(service))
 
 

@@ -18,7 +18,7 @@ from services.gateway.accounts import LimitChange
 from services.gateway.buckets import Limits
 from services.gateway.store import TokenRow
 from services.gateway.tokens import Kind, make_token
-from tests.gateway.fakes import ADMIN_METHOD, OPERATOR_METHOD, Policy, acting
+from tests.gateway.fakes import ADMIN_METHOD, OPERATOR_METHOD, Policy, acting, stored_bytes
 
 READ = "/sealcomb.v1.VectorService/Query"
 WHOAMI = "/sealcomb.v1.TokenService/WhoAmI"
@@ -115,7 +115,7 @@ async def test_without_the_failure_limit_every_guess_would_cost_a_lookup(
 
 async def test_the_right_id_with_a_wrong_secret_is_refused(policy: Policy) -> None:
     """B1, B4: an id is no capability."""
-    account, token = await policy.new_account()
+    _, token = await policy.new_account()
     impostor = make_token(Kind.ACCOUNT, lambda size: _first_then(token, size))
     assert impostor.id == token.split("_")[2]
     assert impostor.text != token
@@ -127,10 +127,14 @@ async def test_a_stolen_table_holds_nothing_that_authenticates(policy: Policy, t
     _, token = await policy.new_account()
     row = policy.store.token(token.split("_")[2])
     assert row is not None
-    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("gateway.db"))
+    stored = stored_bytes(tmp_path)
     assert token.encode() not in stored
     assert token.rsplit("_", 1)[1].encode() not in stored
-    for text in (row.digest.hex(), row.digest.decode("latin-1"), f"sealcomb_acc_{row.id}_{row.digest.hex()[:36]}"):
+    for text in (
+        row.digest.hex(),
+        row.digest.decode("latin-1"),
+        f"sealcomb_acc_{row.id}_{row.digest.hex()[:36]}",
+    ):
         with pytest.raises(SealcombError):
             policy.authorizer.admit(READ, b"Bearer " + text.encode("latin-1"), "192.0.2.9")
 
@@ -147,7 +151,7 @@ async def test_wrong_tokens_make_no_bucket_and_no_session(policy: Policy) -> Non
 
 async def test_wrong_tokens_never_cost_an_account_its_calls(policy: Policy) -> None:
     """B10: somebody who knows a token's id cannot drain its account."""
-    account, token = await policy.new_account(limits=LimitChange(1.0, 3))
+    _, token = await policy.new_account(limits=LimitChange(1.0, 3))
     for number in range(50):
         impostor = make_token(Kind.ACCOUNT, lambda size: _first_then(token, size))
         assert _reason(policy, impostor.text, f"203.0.113.{number}") == "TOKEN_INVALID"
@@ -377,7 +381,7 @@ async def test_no_refusal_repeats_what_was_sent(policy: Policy) -> None:
 
 
 async def test_use_is_noted_to_the_minute(policy: Policy) -> None:
-    account, token = await policy.new_account()
+    _, token = await policy.new_account()
     for _ in range(5):
         policy.admit(WHOAMI, token)
     noted = policy.usage.take()

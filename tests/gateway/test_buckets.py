@@ -15,7 +15,9 @@ STEPS = st.lists(st.tuples(st.floats(0, 3), st.sampled_from((1.0, 2.5, 40.0))), 
 
 
 @given(st.floats(0.1, 1000), st.integers(1, 100), STEPS)
-def test_never_more_is_admitted_than_burst_and_refill(rate: float, burst: int, steps: list[tuple[float, float]]) -> None:
+def test_never_more_is_admitted_than_burst_and_refill(
+    rate: float, burst: int, steps: list[tuple[float, float]]
+) -> None:
     """B8: over any history, admitted cost <= burst + rate * time."""
     clock = FakeClock()
     bucket = TokenBucket(Limits(rate, burst), clock.monotonic_s())

@@ -98,7 +98,14 @@ def test_naughty_tokens_are_refused(wrap: object) -> None:
 def test_a_token_shows_itself_nowhere() -> None:
     """B3: no repr, str, format, exception or pickle carries the text."""
     token = new()
-    shown = [repr(token), str(token), f"{token}", f"{[token]!r}", repr(ValueError(token)), str(ValueError(token))]
+    shown = [
+        repr(token),
+        str(token),
+        f"{token}",
+        f"{[token]!r}",
+        repr(ValueError(token)),
+        str(ValueError(token)),
+    ]
     secret = token.text.rsplit("_", 1)[1]
     assert all(secret not in text and secret[:8] not in text for text in shown)
     for leak in (pickle.dumps, copy.deepcopy, json.dumps):
@@ -141,7 +148,9 @@ def test_a_pepper_that_others_can_read_is_refused(tmp_path: Path) -> None:
         Pepper.from_file(path)
 
 
-def _t_statistic(compare: Callable[[bytes, bytes], bool], guesses: tuple[bytes, bytes], stored: bytes) -> float:
+def _t_statistic(
+    compare: Callable[[bytes, bytes], bool], guesses: tuple[bytes, bytes], stored: bytes
+) -> float:
     """Welch's t between the times that two guesses take, 160,000 comparisons in all.
 
     Which guess is timed is drawn for each sample: in a fixed order, even one guess against itself
