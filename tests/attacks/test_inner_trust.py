@@ -166,7 +166,8 @@ def test_only_the_edge_and_four_inner_ports_listen_and_all_on_loopback(inside: I
     for pid in inside.installation.pids():
         for connection in psutil.Process(pid).net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN:
-                listening.add((connection.laddr.ip, connection.laddr.port))
+                # grpc listens on IPv6 sockets, where IPv4 addresses look like this.
+                listening.add((connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port))
     inner = {("127.0.0.1", int(address.rpartition(":")[2])) for address in inside.addresses.values()}
     assert listening == inner | {("127.0.0.1", inside.installation.edge_port)}
     for host, port in listening:
