@@ -1,6 +1,5 @@
 """KeyService and AuditService: what an account may see and do of its own key. Translates; decides nothing."""
 
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

@@ -1,6 +1,5 @@
 """KeyReleaseService: what the other services ask of keyvault. Translates; decides nothing."""
 
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

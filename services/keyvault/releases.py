@@ -30,6 +30,7 @@ from services.keyvault.events import KeyChange, KeyEvents
 from services.keyvault.kms.protocol import Kms
 from services.keyvault.policy import AccountUnknown
 from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, Wrapping
+from services.keyvault.refusals import RecordedRefusals, RefusalKind
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
@@ -73,7 +74,10 @@ class _Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
+    """What the transaction decided, and whether the audit chain says so."""
+
     refusal: SealcombError | None
+    recorded: bool
 
 
 class Releases:
@@ -94,6 +98,7 @@ class Releases:
         self._clock = clock
         self._completion = completion
         self._random_bytes = random_bytes
+        self._refusals = RecordedRefusals()
 
     async def release(self, asker: Asker, resource: str, purpose: str, key_id: str = "") -> DataKey:
         """A data key of the asker's account; the current one, made if need be, where `key_id` is empty."""
@@ -107,6 +112,8 @@ class Releases:
             if settled is None:
                 continue
             if settled.refusal is not None:
+                if settled.recorded:
+                    self._refusals.note(_kind(asker, wanted, settled.refusal), self._clock.monotonic_s())
                 raise settled.refusal
             if candidate.record is None:
                 raise KeyUnknown
@@ -156,7 +163,7 @@ class Releases:
         account = tx.account(asker.account)
         if account is None:
             # There is no chain to record it in.
-            return _Settled(AccountUnknown())
+            return _Settled(AccountUnknown(), recorded=False)
         now_us = int(self._clock.now_s() * 1e6)
         refusal = (
             policy.peer_refusal(asker.peer, wanted.purpose)
@@ -173,9 +180,13 @@ class Releases:
                 tx.add_data_key(record, now_us)
         elif refusal is None and (record is None or tx.data_key(record.wrapping) is None):
             refusal = KeyUnknown()
+        if refusal is not None:
+            kind = _kind(asker, wanted, refusal)
+            if self._refusals.holds(kind, self._clock.monotonic_s()):
+                return _Settled(refusal, recorded=False)
         action = "key.create" if candidate.made else "key.release"
         tx.append(account, asker.act(now_us, action, wanted.resource, refusal))
-        return _Settled(refusal)
+        return _Settled(refusal, recorded=True)
 
     def _delete_keys(self, asker: Asker, resource: str, tx: Transaction) -> SealcombError | None:
         account = tx.account(asker.account)
@@ -197,6 +208,10 @@ def _look(wanted: Wrapping, tx: Transaction) -> _Found:
     record = tx.data_key(wanted)
     version = account.version if record is None else record.version
     return _Found(account, tx.account_key(wanted.account, version), record)
+
+
+def _kind(asker: Asker, wanted: Wrapping, refusal: SealcombError) -> RefusalKind:
+    return asker.account, asker.peer, wanted.purpose, refusal.reason
 
 
 def _making_refusal(account: AccountRecord, wanted: Wrapping, tx: Transaction) -> SealcombError | None:

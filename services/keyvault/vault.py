@@ -49,6 +49,7 @@ class Vault:
         self._clock = clock
         # What was committed is also told, although the caller has hung up in between.
         self._completion = completion
+        self._rotating: set[str] = set()
 
     async def bind_installation(self) -> None:
         """Binds a new database to the KMS; raises WrongInstallation for one that is bound to another."""
@@ -79,6 +80,9 @@ class Vault:
 
         All or nothing, in one transaction. Data keys stay the same, so nothing is sealed anew.
         """
+        if asker.account in self._rotating:
+            raise Aborted("the key is being rotated by another call; repeat the call if need be")
+        self._rotating.add(asker.account)
         return await self._completion.run(self._rotate(asker))
 
     async def disable(self, asker: Asker) -> AccountRecord:
@@ -106,6 +110,12 @@ class Vault:
         await self._store.write(partial(self._append, asker, action, resource, None))
 
     async def _rotate(self, asker: Asker) -> AccountRecord:
+        try:
+            return await self._rotate_alone(asker)
+        finally:
+            self._rotating.discard(asker.account)
+
+    async def _rotate_alone(self, asker: Asker) -> AccountRecord:
         account, old = await self._store.read(partial(_with_keys, asker.account))
         refusal = policy.account_refusal(account)
         if refusal is not None:
