@@ -9,6 +9,7 @@ import json
 import pickle
 import zlib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,12 @@ def test_the_context_and_the_name_tag_are_frozen() -> None:
     assert context_bytes(bytes.fromhex(_VECTORS[0][2])[:HEADER_BYTES], _IDENTITY).hex() == _CONTEXT_VECTOR
     tag = "944a999a3333bc09cd267b276f3b3f329993462e5323e85d923b3bc0167220de"
     assert name_tag(_KEY, "collection-name", "bees").hex() == tag
+
+
+def test_the_published_known_answers_are_these() -> None:
+    page = "".join((Path(__file__).parents[2] / "docs" / "sealed-format.md").read_text().split())
+    assert _VECTORS[0][2] in page
+    assert _CONTEXT_VECTOR in page
 
 
 @given(st.binary(max_size=200))
