@@ -1,0 +1,1 @@
+"""The one way out: every request that ingest sends to the internet."""
