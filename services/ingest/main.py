@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import structlog
 import uvloop
@@ -55,14 +56,14 @@ _ENDPOINT_BATCH_TEXTS = 32
 _log = structlog.get_logger("ingest")
 
 
-async def serve(settings: IngestSettings) -> None:
-    """Runs the service until it is told to stop."""
-    stopping = _stop_signals()
+async def serve(
+    settings: IngestSettings, embedder: Embedder, stopping: asyncio.Event, ready: Callable[[int], None]
+) -> None:
+    """Runs the service until it is told to stop; `ready` is called with its port. Closes the embedder."""
     clock = SystemClock()
     verifier = ContextVerifier.from_folder(methods.INGEST, settings.context_trust_dir, clock)
     store = Store.open(settings.database_url)
     objects = open_store(settings.objects_url)
-    embedder = await asyncio.to_thread(_open_embedder, settings)
     workers = settings.embedder_workers or len(os.sched_getaffinity(0))
     local = settings.embedder.startswith("onnx:")
     pool = EmbeddingPool(embedder, workers=workers, unit_texts=1 if local else _ENDPOINT_BATCH_TEXTS)
@@ -110,6 +111,7 @@ async def serve(settings: IngestSettings) -> None:
         await server.start()
         await server.set_ready(True)
         _log.info("serving", port=server.port)
+        ready(server.port)
 
         await stopping.wait()
         _log.info("stopping")
@@ -126,10 +128,15 @@ async def serve(settings: IngestSettings) -> None:
         store.close()
 
 
-def _open_embedder(settings: IngestSettings) -> Embedder:
-    return open_embedder(
-        settings.embedder, api_key_file=settings.embedder_api_key_file, ca_file=settings.embedder_ca_file
+async def _run(settings: IngestSettings) -> None:
+    stopping = _stop_signals()
+    embedder = await asyncio.to_thread(
+        open_embedder,
+        settings.embedder,
+        api_key_file=settings.embedder_api_key_file,
+        ca_file=settings.embedder_ca_file,
     )
+    await serve(settings, embedder, stopping, lambda _port: None)
 
 
 def _stop_signals() -> asyncio.Event:
@@ -158,7 +165,7 @@ def main() -> None:
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            runner.run(_run(settings))
     except ValidationError as error:
         # Without the values: a setting may be a URL with a password.
         fields = ", ".join("SEALCOMB_" + str(problem["loc"][0]).upper() for problem in error.errors())
