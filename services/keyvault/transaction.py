@@ -43,6 +43,16 @@ _DATA_KEY = sa.select(DATA_KEYS).where(
 )
 _CURRENT_DATA_KEY = _DATA_KEY.where(DATA_KEYS.c.state == CURRENT)
 _CERTAIN_DATA_KEY = _DATA_KEY.where(DATA_KEYS.c.id == sa.bindparam("key_id"))
+_DESTROYED = sa.select(DESTROYED_RESOURCES.c.resource).where(
+    DESTROYED_RESOURCES.c.account == sa.bindparam("account"),
+    DESTROYED_RESOURCES.c.resource == sa.bindparam("resource"),
+)
+_ADD_DATA_KEY = sa.insert(DATA_KEYS)
+_COUNT_DATA_KEY = (
+    sa.update(ACCOUNTS)
+    .where(ACCOUNTS.c.id == sa.bindparam("account"))
+    .values(data_keys=ACCOUNTS.c.data_keys + 1)
+)
 _ADD_EVENT = sa.insert(AUDIT_EVENTS)
 _MOVE_CHAIN_END = (
     sa.update(ACCOUNTS)
@@ -157,18 +167,19 @@ class Transaction:
         """Adds the current data key of a resource and purpose."""
         wrapping = record.wrapping
         self._connection.execute(
-            sa.insert(DATA_KEYS).values(
-                id=wrapping.key_id,
-                account=wrapping.account,
-                resource=wrapping.resource,
-                purpose=wrapping.purpose,
-                version=record.version,
-                wrapped=record.wrapped,
-                state=CURRENT,
-                create_us=now_us,
-            )
+            _ADD_DATA_KEY,
+            {
+                "id": wrapping.key_id,
+                "account": wrapping.account,
+                "resource": wrapping.resource,
+                "purpose": wrapping.purpose,
+                "version": record.version,
+                "wrapped": record.wrapped,
+                "state": CURRENT,
+                "create_us": now_us,
+            },
         )
-        self.update_account(wrapping.account, data_keys=ACCOUNTS.c.data_keys + 1)
+        self._connection.execute(_COUNT_DATA_KEY, {"account": wrapping.account})
 
     def rewrap_data_keys(self, records: list[DataKeyRecord]) -> None:
         """Replaces the wrapping of data keys."""
@@ -194,10 +205,8 @@ class Transaction:
 
     def is_destroyed(self, account: str, resource: str) -> bool:
         """Whether a resource was destroyed."""
-        query = sa.select(DESTROYED_RESOURCES.c.resource).where(
-            DESTROYED_RESOURCES.c.account == account, DESTROYED_RESOURCES.c.resource == resource
-        )
-        return self._connection.execute(query).scalar_one_or_none() is not None
+        values = {"account": account, "resource": resource}
+        return self._connection.execute(_DESTROYED, values).scalar_one_or_none() is not None
 
     def destroy_resource(self, account: str, resource: str, now_us: int) -> None:
         """Deletes a resource's data keys and remembers that it is gone."""

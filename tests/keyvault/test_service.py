@@ -356,6 +356,23 @@ async def test_a_watch_that_was_lost_comes_back(service: _Service) -> None:
     assert reconnected == [KeyEvent.RECONNECTED] * 2
 
 
+async def test_a_watcher_that_hung_up_is_gone_soon(service: _Service) -> None:
+    """Watches are bounded in number, so a lost one must not stay."""
+
+    async def on_event(_event: KeyEvent, _account: str, _resource: str) -> None:
+        connected.set()
+
+    for _ in range(3):
+        connected = asyncio.Event()
+        watch = asyncio.create_task(service.client("ingest").watch(on_event))
+        await asyncio.wait_for(connected.wait(), 5)
+        watch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watch
+    await asyncio.sleep(0.3)
+    assert not service.rig.events._watchers
+
+
 async def _use_for_ever(keys: DataKeys, resource: str) -> None:
     while True:
         await keys.current(resource, "collection")
