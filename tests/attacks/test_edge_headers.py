@@ -17,8 +17,9 @@ from tests.gateway.weakened import Json, manager, weakened
 
 QUERY = "/sealcomb.v1.VectorService/Query"
 INTERNAL = (
-    "sealcomb-context", "sealcomb-account", "sealcomb-client", "sealcomb-anything", "x-request-id", "x-account-id",
-    "x-forwarded-for", "x-forwarded-client-cert", "x-forwarded-proto", "x-forwarded-host", "x-real-ip", "forwarded",
+    "sealcomb-context", "sealcomb-account", "sealcomb-client", "sealcomb-anything", "x-request-id",
+    "x-account-id", "x-forwarded-for", "x-forwarded-client-cert", "x-forwarded-proto", "x-forwarded-host",
+    "x-real-ip", "forwarded",
     "x-envoy-original-path", "x-envoy-expected-rq-timeout-ms", "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-max-retries", "x-envoy-external-address", "x-envoy-auth-headers-to-remove", "x-original-url",
     "x-rewrite-url", "x-http-method-override", "via", "cookie", "grpc-trace-bin", "traceparent",

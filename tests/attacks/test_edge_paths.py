@@ -15,7 +15,7 @@ from tests.gateway.weakened import Json, manager, routes, weakened
 
 QUERY = "/sealcomb.v1.VectorService/Query"
 
-# Forms that are no valid HTTP/2 path close the connection; a fragment is a bad request; the rest is no such method.
+# What is no valid HTTP/2 path closes the connection; a fragment is a bad request; the rest no such method.
 FORMS: dict[str, Callable[[str], str]] = {
     "no leading slash": lambda path: path[1:],
     "two leading slashes": lambda path: "/" + path,
@@ -129,7 +129,7 @@ def test_every_listed_method_is_routed_to_its_owner(edge: Edge, token: str) -> N
 
 
 def test_without_the_match_on_the_whole_path_the_form_test_goes_red(edge: Edge, token: str) -> None:
-    """Twin of the forms above: a query is then routed, and only policy, the second lock, refuses it (status 7)."""
+    """Twin of the forms: a query is then routed, and only policy, the second lock, refuses it (status 7)."""
 
     def weaken(config: Json) -> None:
         for route in routes(config):
@@ -153,7 +153,7 @@ def test_with_policy_asked_about_unlisted_paths_the_answer_is_another(edge: Edge
 
 
 def test_with_neither_lock_an_odd_path_reaches_a_service(edge: Edge, token: str) -> None:
-    """Twin of the forms with both locks off: the odd path then goes to vectorstore, whose own guard refuses it."""
+    """Twin of the forms, both locks off: the odd path goes to vectorstore, whose own guard refuses it."""
 
     def weaken(config: Json) -> None:
         for route in routes(config):

@@ -141,6 +141,7 @@ def raw_connection(port: int, ca_file: Path) -> Iterator[RawConnection]:
         socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as tls,
     ):
+        tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield RawConnection(tls)
 
 

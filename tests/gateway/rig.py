@@ -60,7 +60,7 @@ class Seen:
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Answers every public method of one service and keeps what it got; a body with HOLD waits for its end."""
+    """Answers every public method of one service and keeps what it got; a call with HOLD waits."""
 
     def __init__(self, service: str, backends: Backends) -> None:
         self._service = service

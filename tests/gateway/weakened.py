@@ -1,4 +1,4 @@
-"""An Envoy whose configuration lacks one control, before the same policy process: what the twins of attacks use."""
+"""An Envoy that lacks one control, before the same policy process: what the twins of attacks use."""
 
 from __future__ import annotations
 
