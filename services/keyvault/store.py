@@ -92,7 +92,7 @@ class Store:
     def _read(self, step: Callable[[Transaction], _Result]) -> _Result:
         try:
             with self._engine.connect().execution_options(read_only=True) as connection:
-                return step(Transaction(connection))
+                return step(Transaction(connection, writes=False))
         except sa.exc.SQLAlchemyError as error:
             raise _storage_error(error) from error
 
@@ -141,7 +141,7 @@ class Store:
 def _run(connection: sa.Connection, job: _Job) -> _Outcome:
     try:
         with connection.begin_nested():
-            return _Outcome(job, job.step(Transaction(connection)))
+            return _Outcome(job, job.step(Transaction(connection, writes=True)))
     except SealcombError as error:
         return _Outcome(job, error=error)
 

@@ -32,7 +32,8 @@ from services.keyvault.schema import (
 )
 
 # The statements of a release, built once: building them costs more than running them.
-_ACCOUNT = sa.select(ACCOUNTS).where(ACCOUNTS.c.id == sa.bindparam("account")).with_for_update()
+_ACCOUNT = sa.select(ACCOUNTS).where(ACCOUNTS.c.id == sa.bindparam("account"))
+_LOCKED_ACCOUNT = _ACCOUNT.with_for_update()
 _ACCOUNT_KEY = sa.select(ACCOUNT_KEYS.c.handle).where(
     ACCOUNT_KEYS.c.account == sa.bindparam("account"), ACCOUNT_KEYS.c.version == sa.bindparam("version")
 )
@@ -64,8 +65,9 @@ _MOVE_CHAIN_END = (
 class Transaction:
     """The statements that the domain needs. Values only: nothing here decides."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(self, connection: sa.Connection, *, writes: bool) -> None:
         self._connection = connection
+        self._writes = writes
 
     # The installation.
 
@@ -82,7 +84,8 @@ class Transaction:
 
     def account(self, account: str) -> AccountRecord | None:
         """An account, locked where this transaction may write."""
-        row = self._connection.execute(_ACCOUNT, {"account": account}).one_or_none()
+        query = _LOCKED_ACCOUNT if self._writes else _ACCOUNT
+        row = self._connection.execute(query, {"account": account}).one_or_none()
         if row is None:
             return None
         return AccountRecord(

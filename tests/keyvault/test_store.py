@@ -6,11 +6,13 @@ import asyncio
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.dialects import postgresql
 
 from services.common.database import migrate, open_engine
 from services.common.errors import NotFound, Unavailable
@@ -105,6 +107,25 @@ async def test_what_is_answered_is_on_disk(memory_rig: Rig) -> None:
     )
     assert settings == ["wal", 2, 1, 1]
     assert memory_rig.sql("select id from accounts") == [(account,)]
+
+
+async def test_only_a_writing_transaction_locks_the_account(
+    memory_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL the lock is FOR UPDATE; SQLite has one writer anyway."""
+    statements: list[str] = []
+    execute = sa.Connection.execute
+
+    def note(self: sa.Connection, statement: Any, *arguments: Any) -> Any:
+        statements.append(str(statement.compile(dialect=postgresql.dialect())))
+        return execute(self, statement, *arguments)
+
+    account = await memory_rig.account()
+    monkeypatch.setattr(sa.Connection, "execute", note)
+    await memory_rig.store.read(lambda tx: tx.account(account))
+    await memory_rig.store.write(lambda tx: tx.account(account))
+    selects = [statement for statement in statements if statement.startswith("SELECT")]
+    assert ["FOR UPDATE" in select for select in selects] == [False, True]
 
 
 async def test_closing_finishes_what_is_waiting(tmp_path: Path) -> None:
