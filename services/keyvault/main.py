@@ -57,8 +57,7 @@ async def serve(settings: KeyvaultSettings) -> None:
         completion = Completion()
         vault = Vault(store, kms, events, clock, completion)
         releases = Releases(store, kms, events, clock, completion)
-        grants = ContextVerifier.of_grants(settings.context_trust_dir, clock)
-        permits = Permits(store, signer, grants, clock)
+        permits = Permits(store, signer, clock)
         await vault.bind_installation()
         chain = AuditChain(store, await _page_key(vault, releases))
 

@@ -17,7 +17,7 @@ from services.common.errors import (
     SealcombError,
     invalid,
 )
-from services.keyvault.records import AccountRecord, KeyState, PermitRecord
+from services.keyvault.records import AccountRecord, KeyState
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,9 @@ DESTROYS = {
     methods.INGEST: frozenset({"connection"}),
 }
 # Destruction is asked for by these public methods alone, so that a reader's context never reaches it.
-_DESTROYERS = {
-    methods.VECTORSTORE: frozenset(
-        {"/sealcomb.v1.CollectionService/CreateCollection", "/sealcomb.v1.CollectionService/DeleteCollection"}
-    ),
-    # Beginning and completing clear away connections that were never completed.
-    methods.INGEST: frozenset(
-        {
-            "/sealcomb.v1.SourceService/BeginConnection",
-            "/sealcomb.v1.SourceService/CompleteConnection",
-            "/sealcomb.v1.SourceService/Disconnect",
-        }
-    ),
-}
+_DESTROYERS = frozenset(
+    {"/sealcomb.v1.CollectionService/CreateCollection", "/sealcomb.v1.CollectionService/DeleteCollection"}
+)
 
 
 class PurposeRefused(PermissionDenied):
@@ -66,15 +56,6 @@ class PurposeRefused(PermissionDenied):
 
     def __init__(self) -> None:
         super().__init__("this peer may not use keys of this purpose")
-
-
-class PermitEnded(PermissionDenied):
-    """The permit's job has ended, or the account was suspended or its key disabled meanwhile."""
-
-    reason = "PERMIT_ENDED"
-
-    def __init__(self) -> None:
-        super().__init__("the permit has ended; begin the work again")
 
 
 class AccountUnknown(NotFound):
@@ -112,7 +93,7 @@ def peer_refusal(peer: str, purpose: str) -> SealcombError | None:
 def destroy_refusal(peer: str, method: str, purposes: frozenset[str]) -> SealcombError | None:
     """Why the peer may not destroy a resource with keys of these purposes, if so."""
     own = DESTROYS.get(peer, frozenset())
-    return None if own and purposes <= own and method in _DESTROYERS[peer] else PurposeRefused()
+    return None if own and purposes <= own and method in _DESTROYERS else PurposeRefused()
 
 
 def account_refusal(account: AccountRecord | None) -> SealcombError | None:
@@ -123,11 +104,4 @@ def account_refusal(account: AccountRecord | None) -> SealcombError | None:
         return AccountSuspended()
     if account.state is not KeyState.ENABLED:
         return KeyDisabled()
-    return None
-
-
-def permit_refusal(permit: PermitRecord | None, peer: str, now_us: int) -> SealcombError | None:
-    """Why a permit may not be used now by a peer, if so."""
-    if permit is None or permit.ended or permit.peer != peer or now_us >= permit.expires_us:
-        return PermitEnded()
     return None

@@ -17,6 +17,7 @@ from services.common.clock import Clock
 from services.common.errors import (
     Aborted,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     SealcombError,
     invalid,
@@ -44,6 +45,15 @@ class KeyUnknown(NotFound):
 
     def __init__(self) -> None:
         super().__init__("there is no such data key")
+
+
+class PermitEnded(PermissionDenied):
+    """The permit's job has ended, or the account was suspended or its key disabled meanwhile."""
+
+    reason = "PERMIT_ENDED"
+
+    def __init__(self) -> None:
+        super().__init__("the permit has ended; begin the work again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,4 +225,7 @@ def _making_refusal(account: AccountRecord, wanted: Wrapping, tx: Transaction) -
 def _permit_refusal(asker: Asker, now_us: int, tx: Transaction) -> SealcombError | None:
     if not asker.context.bearer:
         return None
-    return policy.permit_refusal(tx.permit(asker.account, asker.context.job_id), asker.peer, now_us)
+    permit = tx.permit(asker.account, asker.context.job_id)
+    if permit is None or permit.ended or permit.peer != asker.peer or now_us >= permit.expires_us:
+        return PermitEnded()
+    return None
