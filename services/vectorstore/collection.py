@@ -89,6 +89,7 @@ class Collection:
         self.parts = parts
         # Set by whoever keeps the collection in shape (upkeep.py); called after each applied group.
         self.on_applied: Callable[[DataKey], None] = lambda _key: None
+        self.on_resized: Callable[[int], None] = lambda _delta: None
         # Applied operations, for whoever brings another state to the same point.
         self.since: list[Operation] | None = None
         self.size_bytes = state.size_bytes
@@ -131,6 +132,12 @@ class Collection:
             self._drain = asyncio.create_task(self._run())
         # The write goes on if its caller leaves: it may be durable already.
         return await asyncio.shield(done)
+
+    def resize(self) -> None:
+        """Takes note of how much memory the state holds now."""
+        delta = self.state.size_bytes - self.size_bytes
+        self.size_bytes += delta
+        self.on_resized(delta)
 
     async def at_rest(self, look: Callable[[], _Result]) -> _Result:
         """Runs a function between two writes, when state and head agree; it must not wait."""
@@ -255,7 +262,8 @@ class Collection:
                 if self.since is not None:
                     self.since.append(operation)
             answers.append((write, decision.result(counts)))
-        self.size_bytes = self.state.size_bytes
+        if applied:
+            self.resize()
         for write, answer in answers:
             if not write.done.done():
                 write.done.set_result(answer)

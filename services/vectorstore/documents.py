@@ -98,10 +98,14 @@ class DocumentState(State):
         """How many passages and documents there will be."""
         points, documents = self.points, self.documents
         for operation in operations:
+            gone = ""
             if isinstance(operation, PutDocument):
                 points, documents = points + len(operation.passages), documents + 1
-            elif isinstance(operation, DeleteDocument) and operation.id in self._stored:
-                points, documents = points - self._stored[operation.id].count, documents - 1
+                gone = operation.replaces
+            elif isinstance(operation, DeleteDocument):
+                gone = operation.id
+            if gone in self._stored:
+                points, documents = points - self._stored[gone].count, documents - 1
         return points, documents
 
     def document(self, id_: str) -> Stored | None:
@@ -169,7 +173,7 @@ class DocumentState(State):
 
     def _put(self, operation: PutDocument, *, lexical: bool) -> Iterator[None]:
         document, count = operation.document, len(operation.passages)
-        if document.id in self._stored:
+        if document.id in self._stored and operation.replaces != document.id:
             raise DataDamaged
         first = self.index.reserve(operation.vectors)
         number = self._alive.extend([False])
@@ -182,7 +186,9 @@ class DocumentState(State):
                 first, operation.analysed or analyse([passage.text for passage in operation.passages])
             )
             self.lexical.publish(first, count)
-        # From here to the end nothing yields, so the document shows as a whole.
+        # From here to the end nothing yields, so the document shows as a whole and its older version never beside it.
+        if operation.replaces:
+            self._delete(operation.replaces)
         self.columns.add(number, fields_of(document.metadata))
         if document.principals:
             self._principals.add(number, {_PRINCIPAL: document.principals})

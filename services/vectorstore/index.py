@@ -27,7 +27,7 @@ Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
 
 FLAT_MAX = 8_000
-EF_DEFAULT = 100
+EF_DEFAULT = 128
 _M = 16
 _EF_CONSTRUCTION = 100
 # Below this many matches an exact look at each beats a filtered walk through the graph.

@@ -128,28 +128,31 @@ class LexicalIndex:
         """
         alive = int(np.count_nonzero(live))
         terms = Counter(terms_of(query)).most_common(_QUERY_TERMS_MAX)
-        scores = np.zeros(len(live), np.float64)
-        average = self._length_sum / alive if alive else 1.0
+        scores = np.zeros(len(live), np.float32)
+        average = self._length_sum / alive if alive and self._length_sum else 1.0
+        # By row: what the length of a passage adds to the count of a term.
+        norms = (K1 * (1 - B) + K1 * B / average * self._lengths.view()).astype(np.float32)
         for term, times in terms:
-            rows, counts = self._living(term, live)
-            if not len(rows):
-                continue
-            idf = np.log1p((alive - len(rows) + 0.5) / (len(rows) + 0.5))
-            norm = K1 * (1 - B + B * self._lengths.view()[rows] / (average or 1.0))
-            scores[rows] += times * idf * (counts / (counts + norm))
+            rows, counts = self._living(term, None if alive == len(live) else live)
+            if len(rows):
+                idf = np.log1p((alive - len(rows) + 0.5) / (len(rows) + 0.5))
+                scores[rows] += np.float32(times * idf) * (counts / (counts + norms[rows]))
         found = np.flatnonzero(scores if allowed is None else scores * allowed)
         if len(found) > k:
             found = found[np.argpartition(scores[found], len(found) - k)[-k:]]
         order = np.lexsort((found, -scores[found]))
-        return Found(found[order], scores[found[order]])
+        return Found(found[order], scores[found[order]].astype(np.float64))
 
-    def _living(self, term: str, live: Mask) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def _living(self, term: str, live: Mask | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         known = self._postings.get(term)
         if known is None:
-            return np.empty(0, np.int64), np.empty(0, np.float64)
+            return np.empty(0, np.int64), np.empty(0, np.float32)
         postings = np.frombuffer(known, np.uint64)
-        rows = (postings >> np.uint64(_COUNT_BITS)).astype(np.int64)
-        counts = (postings & np.uint64(_COUNT_MAX)).astype(np.float64)
+        rows = (postings >> np.uint64(_COUNT_BITS)).view(np.int64)
+        # Little-endian, so the count is the first of the four 16-bit parts.
+        counts = np.frombuffer(known, "<u2")[::4].astype(np.float32)
+        if live is None:
+            return rows, counts
         kept = live[rows]
         return rows[kept], counts[kept]
 

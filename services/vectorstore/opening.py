@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from services.common.datakeys import DataKeys
 from services.common.errors import NotFound
 from services.common.objects import ObjectStore
-from services.common.sealing import DataKey, key_id_of
+from services.common.sealing import DataKey, OpenFailed, key_id_of
 from services.vectorstore.catalog import COLLECTION, Descriptor, no_such_collection
 from services.vectorstore.collection import Collection, Parts, Tail
 from services.vectorstore.log import Head, LogBroken, Scope, open_head, open_records
@@ -54,7 +54,11 @@ class Opener:
         named = {key_id_of(row.head), *(key_id_of(sealed) for _lsn, sealed in records)}
         named |= {snapshot.key_id for snapshot in snapshots}
         # By id, since data that was sealed before a rotation names an older key.
-        keys = {key_id: await self.keys.by_id(descriptor.id, COLLECTION, key_id) for key_id in named}
+        try:
+            keys = {key_id: await self.keys.by_id(descriptor.id, COLLECTION, key_id) for key_id in named}
+        except NotFound:
+            # The ids are not authenticated yet: one that keyvault does not know was never written here.
+            raise OpenFailed from None
         return await loop.run_in_executor(
             self.workers, self._build, descriptor, row, snapshots, records, keys
         )

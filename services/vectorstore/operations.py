@@ -8,6 +8,7 @@ float32, their count and dimension known from what stands before. An operation b
     2 DeletePoints     list of ids
     3 PutDocument      document, list of (u32 index, u32 page, text), then the vectors
     4 DeleteDocument   id
+    5 PutDocument      that replaces: id of the older version, then as 3
 
     document           id, name, content type, u64 size, u32 pages, metadata, list of principals,
                        i64 creation time in ms, object key, idempotency key, u64 sequence
@@ -78,12 +79,16 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class PutDocument:
-    """A document and all its passages. `analysed` is derived from the texts and is not stored."""
+    """A document and all its passages. `analysed` is derived from the texts and is not stored.
+
+    The document named by `replaces`, if it is there, goes in the same moment.
+    """
 
     document: Document
     passages: Sequence[Passage]
     vectors: Vectors
     analysed: Analysed | None = field(default=None, compare=False)
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,8 @@ def encode(operations: Sequence[Operation]) -> bytes:
             case DeletePoints(ids):
                 out.append(b"\2" + _texts(ids))
             case PutDocument(document, passages, vectors):
-                out += (b"\3", _document(document), _U32.pack(len(passages)))
+                kind = b"\5" + _text(operation.replaces) if operation.replaces else b"\3"
+                out += (kind, _document(document), _U32.pack(len(passages)))
                 for passage in passages:
                     out += (_U32.pack(passage.index), _U32.pack(passage.page), _text(passage.text))
                 out.append(_vectors(vectors))
@@ -207,13 +213,19 @@ def _operation(reader: Reader, dimension: int) -> Operation:
         case 2:
             return DeletePoints(reader.texts())
         case 3:
-            document = _read_document(reader)
-            passages = [Passage(reader.u32(), reader.u32(), reader.text()) for _ in range(reader.u32())]
-            return PutDocument(document, passages, reader.vectors(len(passages), dimension))
+            return _read_put(reader, dimension, "")
         case 4:
             return DeleteDocument(reader.text())
+        case 5:
+            return _read_put(reader, dimension, reader.text())
         case _:
             raise DataDamaged
+
+
+def _read_put(reader: Reader, dimension: int, replaces: str) -> PutDocument:
+    document = _read_document(reader)
+    passages = [Passage(reader.u32(), reader.u32(), reader.text()) for _ in range(reader.u32())]
+    return PutDocument(document, passages, reader.vectors(len(passages), dimension), replaces=replaces)
 
 
 def _read_document(reader: Reader) -> Document:

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.common.datakeys import DataKeys
-from services.common.errors import Unavailable
+from services.common.errors import NotFound, Unavailable
 from services.common.sealing import DataKey
-from services.vectorstore.catalog import COLLECTION, Descriptor
+from services.vectorstore.catalog import COLLECTION, Descriptor, no_such_collection
 from services.vectorstore.collection import Collection
 from services.vectorstore.opening import Opened, Opener
 from services.vectorstore.upkeep import Keeper, Upkeep
 
-_TRIES = 3
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,15 @@ class Resident:
     account: str
     collection: Collection
     keeper: Keeper
+
+
+@dataclass(slots=True)
+class _Flight:
+    """An opening on its way; one that was dropped meanwhile is not kept."""
+
+    account: str
+    task: asyncio.Task[Resident] | None = None
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +59,15 @@ class Residency:
         self._upkeep = upkeep
         self._most = size_bytes_max
         self._resident: OrderedDict[str, Resident] = OrderedDict()
-        self._flights: dict[str, asyncio.Task[Resident]] = {}
+        self._flights: dict[str, _Flight] = {}
         # A collection is not opened before its last writer has finished.
         self._closing: dict[str, asyncio.Task[None]] = {}
-        # Counts drops, so that an opening that was on its way during one is not kept.
-        self._drops = 0
+        self._size_bytes = 0
 
     @property
     def size_bytes(self) -> int:
         """Memory of all open collections, about."""
-        return sum(resident.collection.size_bytes for resident in self._resident.values())
+        return self._size_bytes
 
     @property
     def count(self) -> int:
@@ -69,7 +77,7 @@ class Residency:
     async def use(self, descriptor: Descriptor) -> Use:
         """The open collection, opened if need be. Raises what keyvault or the data say."""
         for _ in range(_TRIES):
-            key = await self._keys.current(descriptor.id, COLLECTION)
+            key = await self._key(descriptor)
             resident = self._resident.get(descriptor.id)
             if resident is not None and not resident.collection.usable:
                 self._retire(descriptor.id)
@@ -84,15 +92,16 @@ class Residency:
 
     def drop_account(self, account: str) -> None:
         """Closes an account's collections."""
-        self._drop(lambda resident: resident.account == account)
+        self._drop(lambda owner: owner == account)
 
     def drop_all(self) -> None:
         """Closes all collections."""
-        self._drop(lambda _resident: True)
+        self._drop(lambda _owner: True)
 
     async def drop(self, collection: str) -> None:
         """Closes a collection and waits until its last write has ended."""
-        self._drops += 1
+        if collection in self._flights:
+            self._flights.pop(collection).dropped = True
         if collection in self._resident:
             self._retire(collection)
         if collection in self._closing:
@@ -104,53 +113,62 @@ class Residency:
         while self._closing:
             await asyncio.wait(list(self._closing.values()))
 
-    def _drop(self, matches: Callable[[Resident], bool]) -> None:
-        self._drops += 1
-        for id_ in [id_ for id_, resident in self._resident.items() if matches(resident)]:
+    def _drop(self, matches: Callable[[str], bool]) -> None:
+        for id_ in [id_ for id_, flight in self._flights.items() if matches(flight.account)]:
+            self._flights.pop(id_).dropped = True
+        for id_ in [id_ for id_, resident in self._resident.items() if matches(resident.account)]:
             self._retire(id_)
+
+    async def _key(self, descriptor: Descriptor) -> DataKey:
+        try:
+            return await self._keys.current(descriptor.id, COLLECTION)
+        except NotFound:
+            # Its keys are destroyed: the collection is being deleted.
+            raise no_such_collection() from None
 
     async def _open(self, descriptor: Descriptor, key: DataKey) -> Resident:
         flight = self._flights.get(descriptor.id)
-        if flight is None:
+        if flight is None or flight.task is None:
+            flight = self._flights[descriptor.id] = _Flight(descriptor.account)
             # A task of its own, so that one caller's cancellation does not fail the others.
-            flight = asyncio.create_task(self._opened(descriptor, key))
-            self._flights[descriptor.id] = flight
-            flight.add_done_callback(lambda done: self._landed(descriptor.id, done))
-        return await asyncio.shield(flight)
+            flight.task = asyncio.create_task(self._opened(descriptor, key, flight))
+            flight.task.add_done_callback(_seen)
+        return await asyncio.shield(flight.task)
 
-    def _landed(self, id_: str, flight: asyncio.Task[Resident]) -> None:
-        if self._flights.get(id_) is flight:
-            del self._flights[id_]
-        if not flight.cancelled():
-            flight.exception()  # marks it as seen where every waiter has gone
-
-    async def _opened(self, descriptor: Descriptor, key: DataKey) -> Resident:
-        if descriptor.id in self._closing:
-            await asyncio.wait([self._closing[descriptor.id]])
-        drops = self._drops
-        opened: Opened = await self._opener.open(descriptor)
+    async def _opened(self, descriptor: Descriptor, key: DataKey, flight: _Flight) -> Resident:
+        try:
+            while descriptor.id in self._closing:
+                await asyncio.wait([self._closing[descriptor.id]])
+            opened: Opened = await self._opener.open(descriptor)
+        finally:
+            if self._flights.get(descriptor.id) is flight:
+                del self._flights[descriptor.id]
         keeper = Keeper(opened.collection, self._upkeep, opened.snapshot_bytes)
         resident = Resident(descriptor.account, opened.collection, keeper)
-        if drops != self._drops:
+        if flight.dropped:
             # A key may have gone meanwhile; the caller asks for it again.
             opened.collection.abandon()
             return resident
         self._resident[descriptor.id] = resident
+        opened.collection.on_resized = lambda delta: self._resized(descriptor.id, delta)
+        self._resized(descriptor.id, opened.collection.size_bytes)
         keeper.start(key)
-        self._make_room(descriptor.id)
         return resident
 
-    def _make_room(self, newest: str) -> None:
-        size = self.size_bytes
-        for id_ in list(self._resident):
-            if size <= self._most or id_ == newest:
+    def _resized(self, id_: str, delta: int) -> None:
+        """Counts what a collection has grown by, and closes the least used ones beyond the budget."""
+        self._size_bytes += delta
+        for other in list(self._resident):
+            if self._size_bytes <= self._most:
                 break
-            size -= self._resident[id_].collection.size_bytes
-            self._retire(id_)
+            if other != id_:
+                self._retire(other)
 
     def _retire(self, id_: str) -> None:
         resident = self._resident.pop(id_)
         resident.collection.refuse()
+        resident.collection.on_resized = lambda _delta: None
+        self._size_bytes -= resident.collection.size_bytes
         closing = asyncio.create_task(_close(resident, self._closing.get(id_)))
         self._closing[id_] = closing
         closing.add_done_callback(lambda done: self._closed(id_, done))
@@ -158,6 +176,12 @@ class Residency:
     def _closed(self, id_: str, closing: asyncio.Task[None]) -> None:
         if self._closing.get(id_) is closing:
             del self._closing[id_]
+
+
+def _seen(done: asyncio.Task[Resident]) -> None:
+    # An error is not lost where every waiter has gone: the next call meets it again.
+    if not done.cancelled():
+        done.exception()
 
 
 async def _close(resident: Resident, before: asyncio.Task[None] | None) -> None:

@@ -68,6 +68,11 @@ class Keeper:
         self._key: DataKey | None = None
         collection.on_applied = self._applied
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running."""
+        return self._job is not None
+
     async def close(self) -> None:
         """Stops; a job that cannot stop at once ends without effect."""
         self._stop.set()
@@ -152,7 +157,7 @@ class Keeper:
             state.index.thaw()
         if graph is not None and state is collection.state:
             state.index.adopt_graph(graph)
-            collection.size_bytes = state.size_bytes
+            collection.resize()
 
     async def _compact(self) -> None:
         """Makes a state without dead rows beside the present one, and catches up with it."""
@@ -172,7 +177,7 @@ class Keeper:
             def end() -> None:
                 _catch_up(state, collection.since or ())
                 collection.state = state
-                collection.size_bytes = state.size_bytes
+                collection.resize()
 
             await collection.at_rest(end)
         finally:

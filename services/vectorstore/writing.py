@@ -50,6 +50,7 @@ def not_text() -> FailedPrecondition:
 async def upsert(use: Use, operation: UpsertPoints, fields: Sequence[Fields]) -> int:
     """Writes points; returns how many."""
     require_points(use)
+    _check_shape(use, operation, len(operation.ids))
     size = size_of(operation)
     names = {name: position for position, found in enumerate(fields) for name in found}
 
@@ -87,13 +88,15 @@ async def delete_matching(use: Use, condition: Filter) -> int:
 async def put_document(use: Use, operation: PutDocument, fields: Fields) -> Stored:
     """Puts a document; an idempotency key that was used answers with the document put under it."""
     require_text(use)
+    _check_shape(use, operation, len(operation.passages))
     size = size_of(operation)
     wanted = operation.document
 
     def decide(state: State) -> Decision[Stored]:
         texts = _texts(state)
         earlier = texts.document_by_key(wanted.idempotency_key) if wanted.idempotency_key else None
-        if earlier is None and (same := texts.document(wanted.id)) is not None:
+        same = texts.document(wanted.id)
+        if earlier is None and same is not None and not _is_newer(operation, same):
             # The same put again, after an answer that was lost.
             earlier = same
         if earlier is not None:
@@ -141,6 +144,18 @@ def size_of(operation: UpsertPoints | PutDocument) -> int:
                 len(passage.text) for passage in operation.passages
             )
     return content + operation.vectors.nbytes + _VECTOR_OVERHEAD_BYTES * len(operation.vectors)
+
+
+def _check_shape(use: Use, operation: UpsertPoints | PutDocument, count: int) -> None:
+    # What is in the log must apply at every restart, so what could not is stopped before it.
+    if operation.vectors.shape != (count, use.descriptor.dimension):
+        raise ValueError("vectors do not fit the collection")
+
+
+def _is_newer(operation: PutDocument, stored: Stored) -> bool:
+    """Whether a put under the id of a stored document is a new version of it."""
+    replaces_itself = operation.replaces == operation.document.id
+    return replaces_itself and operation.document.object_key != stored.document.object_key
 
 
 def _texts(state: State) -> DocumentState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         open_channel(f"127.0.0.1:{server.port}", "vectorstore", ca.service_files(tmp_path, peer))
         for peer in ("gateway", "ingest")
     ]
-    yield replace(Rig(tmp_path, keyvault, node, server, ContextSigner(signing), *channels))
+    yield Rig(tmp_path, keyvault, node, server, ContextSigner(signing), *channels)
     for channel in channels:
         await channel.close()
     await server.stop(0)

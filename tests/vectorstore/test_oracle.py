@@ -1,0 +1,236 @@
+"""The whole store against a dictionary and brute force, under random operations, reopenings and snapshots.
+
+F12: whatever happens in between, an answer never holds a deleted point, never misses the nearest, and
+never shows a write that was refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.common.errors import ResourceExhausted
+from services.vectorstore import index, upkeep, writing
+from services.vectorstore.documents import DocumentState
+from services.vectorstore.filters import OneOf
+from services.vectorstore.index import Metric
+from services.vectorstore.node import Limits, Node
+from services.vectorstore.searching import Mode, search_passages
+from tests.vectorstore.fakes import FakeKeyvault, Space, open_node, settle, vector_of
+
+IDS = st.sampled_from([f"p{n}" for n in range(25)])
+VECTORS = st.lists(st.integers(-5, 5).map(float), min_size=3, max_size=3).filter(any)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("upsert"),
+            st.dictionaries(
+                IDS, st.tuples(VECTORS, st.sampled_from(["red", "blue"])), min_size=1, max_size=12
+            ),
+        ),
+        st.tuples(st.just("delete"), st.lists(IDS, min_size=1, max_size=6)),
+        st.tuples(st.just("delete colour"), st.sampled_from(["red", "blue"])),
+        st.tuples(st.just("refused"), IDS),
+        st.tuples(st.just("reopen"), st.none()),
+        st.tuples(st.just("restart"), st.none()),
+        st.tuples(st.just("snapshot"), st.none()),
+        st.tuples(st.just("query"), VECTORS),
+    ),
+    max_size=30,
+)
+
+
+@dataclass
+class Oracle:
+    """What the collection must hold."""
+
+    metric: Metric
+    points: dict[str, tuple[list[float], str]] = field(default_factory=dict)
+
+    def scores(self, query: list[float], colour: str | None = None) -> dict[str, float]:
+        """Nearness by the definition of the metric; larger is nearer."""
+        wanted = np.array(query)
+        found = {}
+        for id_, (vector, own) in self.points.items():
+            if colour is None or own == colour:
+                numbers = np.array(vector)
+                if self.metric is Metric.L2:
+                    found[id_] = -float(((numbers - wanted) ** 2).sum())
+                else:
+                    found[id_] = float(numbers @ wanted)
+                    if self.metric is Metric.COSINE:
+                        found[id_] /= float(np.linalg.norm(numbers) * np.linalg.norm(wanted))
+        return found
+
+
+async def check(space: Space, oracle: Oracle, query: list[float]) -> None:
+    """The same points, and the same nearest ones with and without a filter."""
+    contents = await space.contents()
+    assert {id_: np.frombuffer(raw, np.float32).tolist() for id_, (raw, _m, _t) in contents.items()} == {
+        id_: vector for id_, (vector, _colour) in oracle.points.items()
+    }
+    for colour in (None, "red"):
+        scores = oracle.scores(query, colour)
+        if colour is not None and not scores:
+            continue
+        found = await space.nearest(query, 5, condition=OneOf("colour", (colour,)) if colour else None)
+        assert set(found) <= set(scores)
+        best = sorted(scores.values(), reverse=True)[:5]
+        # Points of equal score may stand for one another.
+        np.testing.assert_allclose([scores[id_] for id_ in found], best, atol=1e-5)
+
+
+async def play(steps: list[tuple[str, Any]], metric: Metric, folder: Path) -> None:
+    """Plays the steps on a store and on the oracle."""
+    keyvault = FakeKeyvault()
+    limits = replace(Limits(), snapshot_log_records=7, erase_after_s=0.0)
+    node = open_node(folder, keyvault, limits)
+    try:
+        await Space(node).make(dimension=3, metric=metric)
+        oracle = Oracle(metric)
+        for name, detail in steps:
+            node = await step(node, oracle, name, detail, lambda: open_node(folder, keyvault, limits))
+        await check(Space(node), oracle, [1.0, 2.0, -1.0])
+        await Space(node).use()
+        await node.residency.close()
+        await check(Space(node), oracle, [0.0, 0.0, 1.0])
+    finally:
+        await node.close()
+
+
+async def step(node: Node, oracle: Oracle, name: str, detail: Any, restart: Any) -> Node:
+    """One step; returns the node that serves from then on."""
+    space = Space(node)
+    match name:
+        case "upsert":
+            colours = {id_: {"colour": colour} for id_, (_vector, colour) in detail.items()}
+            await space.upsert({id_: vector for id_, (vector, _colour) in detail.items()}, colours)
+            oracle.points.update(detail)
+        case "delete":
+            there = {id_ for id_ in detail if id_ in oracle.points}
+            assert await space.delete(*detail) == len(there)
+            for id_ in there:
+                del oracle.points[id_]
+        case "delete colour":
+            matching = [id_ for id_, (_vector, colour) in oracle.points.items() if colour == detail]
+            if matching:
+                condition = OneOf("colour", (detail,))
+                assert await writing.delete_matching(await space.use(), condition) == len(matching)
+            for id_ in matching:
+                del oracle.points[id_]
+        case "refused":
+            true_append, node.committer._append = node.committer._append, _full
+            with pytest.raises(ResourceExhausted):
+                await space.upsert({detail: [9.0, 9.0, 9.0]})
+            node.committer._append = true_append
+        case "reopen":
+            await node.residency.drop((await space.use()).descriptor.id)
+        case "restart":
+            await node.close()
+            node = restart()
+        case "snapshot":
+            collection = (await space.use()).collection
+            await settle(collection)
+            await collection.on_applied.__self__.snapshot()  # type: ignore[attr-defined]
+        case "query":
+            await check(space, oracle, detail)
+    return node
+
+
+def _full(_appends: object) -> list[bool]:
+    raise ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
+
+
+@settings(max_examples=40)
+@given(STEPS, st.sampled_from(list(Metric)))
+def test_f12_a_flat_collection_equals_the_oracle(steps: list[tuple[str, Any]], metric: Metric) -> None:
+    """F12 with the exact index, compacting every few deletions."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "_COMPACT_DEAD_MIN", 5)
+        asyncio.run(play(steps, metric, Path(folder)))
+
+
+@settings(max_examples=40)
+@given(STEPS, st.sampled_from(list(Metric)))
+def test_f12_a_collection_with_a_graph_equals_the_oracle(
+    steps: list[tuple[str, Any]], metric: Metric
+) -> None:
+    """F12 with graphs built and dropped all the time; so few points are all found by a graph."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "FLAT_MAX", 3)
+        patch.setattr(index, "_TAIL_MIN", 2)
+        patch.setattr(index, "_GATHER_MAX", 1)
+        patch.setattr(upkeep, "_QUIET_S", 0.0)
+        asyncio.run(play(steps, metric, Path(folder)))
+
+
+DOCUMENTS = st.sampled_from([f"d{n}" for n in range(8)])
+WORDS = st.lists(st.sampled_from(["wax", "honey", "bee", "key"]), min_size=1, max_size=5).map(" ".join)
+DOCUMENT_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.tuples(DOCUMENTS, st.lists(WORDS, max_size=4), st.booleans())),
+        st.tuples(st.just("delete"), DOCUMENTS),
+        st.tuples(st.just("reopen"), st.none()),
+        st.tuples(st.just("snapshot"), st.none()),
+    ),
+    max_size=25,
+)
+
+
+async def play_documents(steps: list[tuple[str, Any]], folder: Path) -> None:
+    """Plays steps on documents, and compares everything at the end and after a reopening."""
+    node = open_node(folder, FakeKeyvault(), replace(Limits(), snapshot_log_records=5))
+    space = Space(node)
+    await space.make("texts", 8, text=True)
+    wanted: dict[str, tuple[list[str], bool]] = {}
+    for name, detail in steps:
+        use = await space.use("texts")
+        match name:
+            case "put":
+                id_, texts, restricted = detail
+                await space.put(id_, texts, "texts", principals=["ann"] if restricted else [])
+                wanted.setdefault(id_, (texts, restricted))
+            case "delete":
+                stored = await writing.delete_document(use, detail)
+                assert (stored is not None) == (wanted.pop(detail, None) is not None)
+            case "reopen":
+                await node.residency.drop(use.descriptor.id)
+            case "snapshot":
+                await settle(use.collection)
+                await use.collection.on_applied.__self__.snapshot()  # type: ignore[attr-defined]
+    for _ in range(2):
+        use = await space.use("texts")
+        state = use.collection.state
+        assert isinstance(state, DocumentState)
+        assert {stored.document.id for stored in state.documents_after(0)} == set(wanted)
+        for principals in ([], ["ann"]):
+            seen = {
+                (id_, place, text)
+                for id_, (texts, restricted) in wanted.items()
+                if principals or not restricted
+                for place, text in enumerate(texts)
+            }
+            dense = search_passages(use, Mode.DENSE, vector_of("q", 8), "", 200, None, principals)
+            assert {(hit.document.id, hit.passage.index, hit.passage.text) for hit in dense} == seen
+            lexical = search_passages(use, Mode.LEXICAL, None, "wax", 200, None, principals)
+            assert {(hit.document.id, hit.passage.index) for hit in lexical} == {
+                (id_, place) for id_, place, text in seen if "wax" in text
+            }
+        await node.residency.drop(use.descriptor.id)
+    await node.close()
+
+
+@settings(max_examples=40)
+@given(DOCUMENT_STEPS)
+def test_documents_and_their_passages_equal_a_dictionary(steps: list[tuple[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "_COMPACT_DEAD_MIN", 3)
+        asyncio.run(play_documents(steps, Path(folder)))

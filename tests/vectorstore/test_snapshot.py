@@ -1,0 +1,179 @@
+"""Snapshots: whole and unchanged, or refused before a byte is parsed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from services.common import ids
+from services.common.errors import DataLoss
+from services.common.sealing import DataKey
+from services.vectorstore import snapshot
+from services.vectorstore.documents import DocumentState
+from services.vectorstore.index import Metric
+from services.vectorstore.log import Scope
+from services.vectorstore.operations import (
+    DataDamaged,
+    DeletePoints,
+    Document,
+    Passage,
+    PutDocument,
+    UpsertPoints,
+)
+from services.vectorstore.points import PointState
+from services.vectorstore.snapshot import Moment, SnapshotBroken, dump, load, open_snapshot, seal_snapshot
+from services.vectorstore.state import State
+from tests.vectorstore.fakes import metadata_of, vector_of
+
+KEY = DataKey(ids.from_bytes(bytes(16)), bytes(range(32)))
+SCOPE = Scope("account", "collection")
+
+
+def points(count: int = 300) -> PointState:
+    """Points with gaps."""
+    state = PointState(8, Metric.COSINE)
+    names = [f"p{number}" for number in range(count)]
+    vectors = np.stack([vector_of(name, 8) for name in names])
+    raws = [metadata_of({"number": number}) for number in range(count)]
+    state.apply(UpsertPoints(names, vectors, raws, [f"text {name}" for name in names]))
+    state.apply(DeletePoints(names[::5]))
+    return state
+
+
+def documents(count: int = 30) -> DocumentState:
+    """Documents with a gap."""
+    state = DocumentState(8, Metric.COSINE)
+    for number in range(count):
+        texts = [f"passage {number} about wax", "honey"]
+        record = Document(
+            f"d{number}", "n", "t", 1, 0, metadata_of({"n": number}), (), 0, "o", f"k{number}", number + 1
+        )
+        state.apply(
+            PutDocument(
+                record,
+                [Passage(place, 0, text) for place, text in enumerate(texts)],
+                np.ones((2, 8), np.float32),
+            )
+        )
+    return state
+
+
+def moment_of(state: State, lsn: int = 9) -> Moment:
+    """A moment for a state."""
+    text = isinstance(state, DocumentState)
+    sequence = state.next_sequence if isinstance(state, DocumentState) else 0
+    return Moment(text, state.index.dimension, state.index.metric, lsn, b"c" * 32, sequence)
+
+
+def dumped(state: State) -> bytes:
+    """The plaintext of a snapshot."""
+    capture = state.capture()
+    try:
+        return b"".join(dump(moment_of(state), capture))
+    finally:
+        capture.release()
+
+
+def sealed(plaintext: bytes) -> tuple[bytes, bytes]:
+    """An object and its digest."""
+    raw = b"".join(seal_snapshot(KEY, SCOPE, 9, [plaintext]))
+    return raw, hashlib.sha256(raw).digest()
+
+
+def parts(raw: bytes, size: int = 5000) -> Iterator[bytes]:
+    """An object as a store streams it."""
+    return (raw[start : start + size] for start in range(0, len(raw), size))
+
+
+@pytest.mark.parametrize("make", [points, documents])
+def test_a_loaded_snapshot_is_the_state_without_its_dead_rows(make: type[State]) -> None:
+    state = make()  # type: ignore[call-arg]
+    raw, digest = sealed(dumped(state))
+    moment, loaded = load(open_snapshot(KEY, SCOPE, 9, digest, parts(raw)))
+    assert moment == moment_of(state)
+    assert loaded.index.dead == 0
+    assert (loaded.points, loaded.documents) == (state.points, state.documents)
+    assert list(loaded.ids_after("")) == list(state.ids_after(""))
+    # The same again, byte for byte: nothing was lost or added on the way.
+    assert dumped(loaded) == dumped(state)
+
+
+def test_postings_come_back_with_the_same_scores() -> None:
+    state = documents()
+    loaded = load(dumped(state))[1]
+    assert isinstance(loaded, DocumentState)
+    before = state.lexical.search("wax honey 7", 50, state.index.live)
+    after = loaded.lexical.search("wax honey 7", 50, loaded.index.live)
+    assert before.rows.tolist() == after.rows.tolist()
+    assert before.scores.tolist() == after.scores.tolist()
+
+
+def test_postings_of_another_analyser_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = dumped(documents())
+    monkeypatch.setattr(snapshot, "ANALYSER", "another")
+    loaded = load(raw)[1]
+    assert isinstance(loaded, DocumentState)
+    assert len(loaded.lexical.search("wax", 50, loaded.index.live).rows) == 30
+
+
+def test_f1_every_flipped_byte_of_the_head_and_many_of_the_rest_are_refused_before_parsing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F1: nothing is parsed, let alone given to native code, before the whole object proved right."""
+    raw, digest = sealed(dumped(points()))
+    monkeypatch.setattr(snapshot, "load", lambda _plaintext: pytest.fail("parsed"))
+    for position in [*range(400), *range(400, len(raw), 97), len(raw) - 1]:
+        flipped = bytearray(raw)
+        flipped[position] ^= 1
+        with pytest.raises(SnapshotBroken):
+            open_snapshot(KEY, SCOPE, 9, digest, parts(bytes(flipped)))
+
+
+def test_f1_twin_unauthenticated_bytes_would_be_parsed() -> None:
+    """F1's twin: the parser itself cannot tell a flipped vector from a true one."""
+    raw = bytearray(dumped(points()))
+    raw[-20] ^= 1
+    assert load(raw)[1].points == 240
+
+
+def test_f2_every_cut_is_refused() -> None:
+    """F2: at every 16 KiB and a byte before and after, and at the ends."""
+    raw, digest = sealed(dumped(points(2000)))
+    cuts = {0, 1, len(raw) - 1, *(step + shift for step in range(0, len(raw), 16384) for shift in (-1, 0, 1))}
+    for cut in sorted(cut for cut in cuts if 0 <= cut < len(raw)):
+        with pytest.raises(SnapshotBroken):
+            open_snapshot(KEY, SCOPE, 9, digest, parts(raw[:cut]))
+
+
+def test_f3_another_snapshot_of_the_same_collection_is_refused() -> None:
+    """F3: one that was put back from an older time, whatever it says it is."""
+    raw, digest = sealed(dumped(points()))
+    older = b"".join(seal_snapshot(KEY, SCOPE, 8, [dumped(points(10))]))
+    same_lsn, _digest = sealed(dumped(points(10)))
+    for bad in (older, same_lsn):
+        with pytest.raises(SnapshotBroken):
+            open_snapshot(KEY, SCOPE, 9, digest, parts(bad))
+    with pytest.raises(SnapshotBroken):
+        open_snapshot(KEY, Scope("account", "other"), 9, digest, parts(raw))
+
+
+def test_f7_deleted_content_is_in_no_snapshot() -> None:
+    """F7: a snapshot holds living rows alone, while the state may still hold the dead ones."""
+    state = points()
+    raw = dumped(state)
+    assert vector_of("p1", 8).tobytes() in raw
+    assert vector_of("p0", 8).tobytes() not in raw
+    assert b"text p0" not in raw
+
+
+def test_damaged_plaintext_is_refused_not_misread() -> None:
+    raw = dumped(points(3))
+    for cut in range(len(raw)):
+        with pytest.raises(DataLoss):
+            load(raw[:cut])
+    for bad in (b"X" + raw[1:], raw + b"\0"):
+        with pytest.raises(DataDamaged):
+            load(bad)
