@@ -80,7 +80,7 @@ class Passages(PassageServiceServicer):
         """Returns one document record."""
         if bool(request.id) == bool(request.idempotency_key):
             raise invalid("id", "set exactly one of id and idempotency_key")
-        use = await self._text(request.collection, request.collection_id)
+        use = await self._text(request.collection)
         state = _state(use)
         stored = state.document(request.id) if request.id else state.document_by_key(request.idempotency_key)
         if stored is None:
@@ -108,7 +108,7 @@ class Passages(PassageServiceServicer):
         self, request: pb.DeleteDocumentRecordRequest, context: Any
     ) -> pb.DeleteDocumentRecordResponse:
         """Deletes a document's record and passages, all at once."""
-        use = await self._text(request.collection, request.collection_id)
+        use = await self._text(request.collection)
         stored = await writing.delete_document(use, request.id)
         if stored is None:
             raise _no_such_document()
@@ -148,12 +148,8 @@ class Passages(PassageServiceServicer):
                 message.metadata.ParseFromString(hit.document.metadata)
         return response
 
-    async def _text(self, name: str, id_: str = "") -> Use:
-        if id_:
-            descriptor = await self._catalog.by_id(id_)
-        else:
-            descriptor = await self._catalog.get(convert.collection_name(name))
-        use = await self._residency.use(descriptor)
+    async def _text(self, name: str) -> Use:
+        use = await self._residency.use(await self._catalog.get(convert.collection_name(name)))
         writing.require_text(use)
         return use
 
@@ -196,9 +192,7 @@ def _put(request: pb.PutDocumentRequest, descriptor: Descriptor) -> PutDocument:
             raise invalid(f"passages[{place}].text", f"is larger than {convert.TEXT_BYTES_MAX} bytes")
         passages.append(Passage(passage.index, passage.page, passage.text))
     stacked = np.stack(vectors) if vectors else np.empty((0, descriptor.dimension), np.float32)
-    if len(request.replaces_document_id) > convert.ID_CHARS_MAX:
-        raise invalid("replaces_document_id", f"is longer than {convert.ID_CHARS_MAX} characters")
-    return PutDocument(document, passages, stacked, replaces=request.replaces_document_id)
+    return PutDocument(document, passages, stacked)
 
 
 def _vector(raw: bytes, descriptor: Descriptor, field: str) -> Vectors:
