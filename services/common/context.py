@@ -37,6 +37,9 @@ _SKEW_S = 5.0
 # Longer lives are refused whoever signed them: a context lives for seconds, a permit for a job.
 _CONTEXT_LIFE_S_MAX = 300.0
 _PERMIT_LIFE_S_MAX = 3600.0
+# What a grant is for and for how long: to be exchanged at keyvault, and nowhere else, for permits.
+GRANT_AUDIENCE = "keyvault/renewal"
+GRANT_LIFE_S_MAX = 400 * 86_400.0
 _CACHE_ENTRIES_MAX = 4096
 
 
@@ -67,6 +70,8 @@ class CallContext:
     job_id: str = ""
     # The one service that may use a permit; empty for a call context.
     bearer: str = ""
+    # The only collections of a permit, by id: a permit is kept, so it holds no names.
+    collection_ids: tuple[str, ...] = ()
 
 
 class ContextSigner:
@@ -92,10 +97,17 @@ class ContextSigner:
 class ContextVerifier:
     """Verifies contexts for one service, with the public keys of the issuers it trusts."""
 
-    def __init__(self, audience: str, issuers: Mapping[str, Ed25519PublicKey], clock: Clock) -> None:
+    def __init__(
+        self,
+        audience: str,
+        issuers: Mapping[str, Ed25519PublicKey],
+        clock: Clock,
+        permit_life_s_max: float = _PERMIT_LIFE_S_MAX,
+    ) -> None:
         self._audience = audience
         self._issuers = dict(issuers)
         self._clock = clock
+        self._permit_life_s_max = permit_life_s_max
         # A context serves many calls for some seconds; its signature is checked once.
         self._seen: OrderedDict[str, CallContext] = OrderedDict()
 
@@ -109,6 +121,12 @@ class ContextVerifier:
                 raise ValueError(f"{issuer}.pub.pem is not an Ed25519 public key")
             issuers[issuer] = key
         return cls(audience, issuers, clock)
+
+    @classmethod
+    def of_grants(cls, folder: Path, clock: Clock) -> ContextVerifier:
+        """Keyvault's verifier of its own grants."""
+        issuers = cls.from_folder(GRANT_AUDIENCE, folder, clock)._issuers
+        return cls(GRANT_AUDIENCE, {KEYVAULT: issuers[KEYVAULT]}, clock, GRANT_LIFE_S_MAX)
 
     def verify(self, text: str) -> CallContext:
         """The context in a text. Raises ContextRefused."""
@@ -142,7 +160,7 @@ class ContextVerifier:
                 key.verify(signature, _PREFIX + payload)
             except InvalidSignature:
                 continue
-            return _from_payload(payload, issuer)
+            return _from_payload(payload, issuer, self._permit_life_s_max)
         raise ContextRefused("bad signature")
 
 
@@ -183,10 +201,10 @@ def acting_as(caller: Caller) -> Iterator[None]:
         _current.reset(token)
 
 
-def _from_payload(payload: bytes, issuer: str) -> CallContext:
+def _from_payload(payload: bytes, issuer: str, permit_life_s_max: float) -> CallContext:
     try:
         fields = json.loads(payload)
-        for name in ("audience", "scopes", "collections"):
+        for name in ("audience", "scopes", "collections", "collection_ids"):
             fields[name] = tuple(fields[name])
         context = CallContext(**fields)
         life_s = context.expires_s - context.issued_s
@@ -198,7 +216,7 @@ def _from_payload(payload: bytes, issuer: str) -> CallContext:
     if bool(context.bearer) != (issuer == KEYVAULT):
         raise ContextRefused("permits come from keyvault, contexts from the gateway")
     # Written so that a NaN is refused too.
-    if not 0 < life_s <= (_PERMIT_LIFE_S_MAX if context.bearer else _CONTEXT_LIFE_S_MAX):
+    if not 0 < life_s <= (permit_life_s_max if context.bearer else _CONTEXT_LIFE_S_MAX):
         raise ContextRefused("too long a life")
     return context
 

@@ -132,6 +132,36 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
         },
         600.0,
     ),
+    **_methods(
+        "SourceService",
+        INGEST,
+        _TO_INGEST,
+        dict.fromkeys(
+            ("ListSourceTypes", "BeginConnection", "CompleteConnection", "ListConnections", "Disconnect"),
+            Scope.SOURCES,
+        ),
+        # Providers are asked within the call.
+        60.0,
+    ),
+    **_methods(
+        "IngestionService",
+        INGEST,
+        _TO_INGEST,
+        dict.fromkeys(
+            (
+                "CreateIngestion",
+                "GetIngestion",
+                "ListIngestions",
+                "ListFailedItems",
+                "CancelIngestion",
+                "RetryIngestion",
+                "ResumeIngestion",
+            ),
+            Scope.SOURCES,
+        ),
+        30.0,
+    ),
+    **_methods("IngestionService", INGEST, _TO_INGEST, {"WatchIngestion": Scope.SOURCES}, 3600.0),
     **_methods("SearchService", INGEST, _TO_INGEST, dict.fromkeys(("Search", "SearchBatch"), Scope.READ)),
 }
 

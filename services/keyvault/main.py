@@ -57,7 +57,8 @@ async def serve(settings: KeyvaultSettings) -> None:
         completion = Completion()
         vault = Vault(store, kms, events, clock, completion)
         releases = Releases(store, kms, events, clock, completion)
-        permits = Permits(store, signer, clock)
+        grants = ContextVerifier.of_grants(settings.context_trust_dir, clock)
+        permits = Permits(store, signer, grants, clock)
         await vault.bind_installation()
         chain = AuditChain(store, await _page_key(vault, releases))
 

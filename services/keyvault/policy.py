@@ -17,7 +17,7 @@ from services.common.errors import (
     SealcombError,
     invalid,
 )
-from services.keyvault.records import AccountRecord, KeyState
+from services.keyvault.records import AccountRecord, KeyState, PermitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,28 @@ PURPOSES = {
     "pages": Purpose(methods.KEYVAULT, "pages"),
 }
 
+# Keys whose resource is a collection.
+_OF_COLLECTIONS = frozenset({"collection", "documents"})
+
 # Whose resources a peer may destroy, by the purposes of their keys: a collection takes its documents along.
 DESTROYS = {
     methods.VECTORSTORE: frozenset({"collection", "documents"}),
     methods.INGEST: frozenset({"connection"}),
 }
 # Destruction is asked for by these public methods alone, so that a reader's context never reaches it.
-_DESTROYERS = frozenset(
-    {"/sealcomb.v1.CollectionService/CreateCollection", "/sealcomb.v1.CollectionService/DeleteCollection"}
-)
+_DESTROYERS = {
+    methods.VECTORSTORE: frozenset(
+        {"/sealcomb.v1.CollectionService/CreateCollection", "/sealcomb.v1.CollectionService/DeleteCollection"}
+    ),
+    # Beginning and completing clear away connections that were never completed.
+    methods.INGEST: frozenset(
+        {
+            "/sealcomb.v1.SourceService/BeginConnection",
+            "/sealcomb.v1.SourceService/CompleteConnection",
+            "/sealcomb.v1.SourceService/Disconnect",
+        }
+    ),
+}
 
 
 class PurposeRefused(PermissionDenied):
@@ -56,6 +69,24 @@ class PurposeRefused(PermissionDenied):
 
     def __init__(self) -> None:
         super().__init__("this peer may not use keys of this purpose")
+
+
+class KeyUnknown(NotFound):
+    """The account has no such data key; the answer for a foreign and a destroyed one too."""
+
+    reason = "KEY_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("there is no such data key")
+
+
+class PermitEnded(PermissionDenied):
+    """The permit's job has ended, or the account was suspended or its key disabled meanwhile."""
+
+    reason = "PERMIT_ENDED"
+
+    def __init__(self) -> None:
+        super().__init__("the permit has ended; begin the work again")
 
 
 class AccountUnknown(NotFound):
@@ -93,7 +124,7 @@ def peer_refusal(peer: str, purpose: str) -> SealcombError | None:
 def destroy_refusal(peer: str, method: str, purposes: frozenset[str]) -> SealcombError | None:
     """Why the peer may not destroy a resource with keys of these purposes, if so."""
     own = DESTROYS.get(peer, frozenset())
-    return None if own and purposes <= own and method in _DESTROYERS else PurposeRefused()
+    return None if own and purposes <= own and method in _DESTROYERS[peer] else PurposeRefused()
 
 
 def account_refusal(account: AccountRecord | None) -> SealcombError | None:
@@ -104,4 +135,18 @@ def account_refusal(account: AccountRecord | None) -> SealcombError | None:
         return AccountSuspended()
     if account.state is not KeyState.ENABLED:
         return KeyDisabled()
+    return None
+
+
+def scope_refusal(collection_ids: tuple[str, ...], resource: str, purpose: str) -> SealcombError | None:
+    """Why a permit for certain collections may not have this key, if so."""
+    if collection_ids and purpose in _OF_COLLECTIONS and resource not in collection_ids:
+        return KeyUnknown()
+    return None
+
+
+def permit_refusal(permit: PermitRecord | None, peer: str, now_us: int) -> SealcombError | None:
+    """Why a permit may not be used now by a peer, if so."""
+    if permit is None or permit.ended or permit.peer != peer or now_us >= permit.expires_us:
+        return PermitEnded()
     return None

@@ -76,8 +76,19 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
 
     async def IssuePermit(self, request: pb.IssuePermitRequest, context: _Context) -> pb.IssuePermitResponse:
         """Exchanges the call's context for a permit."""
-        permit = await self._permits.issue(asker_of(context), request.job_id, request.ttl_s)
-        return pb.IssuePermitResponse(permit=permit)
+        issued = await self._permits.issue(
+            asker_of(context),
+            request.job_id,
+            request.ttl_s,
+            collection_id=request.collection_id,
+            standing=request.standing,
+        )
+        return pb.IssuePermitResponse(permit=issued.permit, grant=issued.grant)
+
+    async def RenewPermit(self, request: pb.RenewPermitRequest, context: _Context) -> pb.RenewPermitResponse:
+        """Exchanges a grant for a permit."""
+        permit = await self._permits.renew(peer_service(context), request.grant, request.ttl_s)
+        return pb.RenewPermitResponse(permit=permit)
 
     async def EndPermit(self, request: pb.EndPermitRequest, context: _Context) -> pb.EndPermitResponse:
         """Ends a job's permit."""

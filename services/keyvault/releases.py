@@ -16,8 +16,6 @@ from services.common import ids
 from services.common.clock import Clock
 from services.common.errors import (
     Aborted,
-    NotFound,
-    PermissionDenied,
     ResourceExhausted,
     SealcombError,
     invalid,
@@ -28,7 +26,7 @@ from services.keyvault.asker import Asker
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
 from services.keyvault.kms.protocol import Kms
-from services.keyvault.policy import AccountUnknown
+from services.keyvault.policy import AccountUnknown, KeyUnknown
 from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, Wrapping
 from services.keyvault.refusals import RecordedRefusals, RefusalKind
 from services.keyvault.store import Store
@@ -36,24 +34,6 @@ from services.keyvault.transaction import Transaction
 
 _TRIES = 5
 _DATA_KEYS_MAX = 100_000
-
-
-class KeyUnknown(NotFound):
-    """The account has no such data key; the answer for a foreign and a destroyed one too."""
-
-    reason = "KEY_NOT_FOUND"
-
-    def __init__(self) -> None:
-        super().__init__("there is no such data key")
-
-
-class PermitEnded(PermissionDenied):
-    """The permit's job has ended, or the account was suspended or its key disabled meanwhile."""
-
-    reason = "PERMIT_ENDED"
-
-    def __init__(self) -> None:
-        super().__init__("the permit has ended; begin the work again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +115,11 @@ class Releases:
 
     async def _candidate(self, asker: Asker, wanted: Wrapping) -> tuple[_Candidate, bytes]:
         found = await self._store.read(partial(_look, wanted))
-        refusal = policy.peer_refusal(asker.peer, wanted.purpose) or policy.account_refusal(found.account)
+        refusal = (
+            policy.peer_refusal(asker.peer, wanted.purpose)
+            or policy.account_refusal(found.account)
+            or policy.scope_refusal(asker.context.collection_ids, wanted.resource, wanted.purpose)
+        )
         # Checked here as well, so that the KMS never works for somebody who is refused.
         if refusal is not None or found.key is None:
             return _Candidate(refusal=refusal), b""
@@ -169,6 +153,7 @@ class Releases:
             policy.peer_refusal(asker.peer, wanted.purpose)
             or policy.account_refusal(account)
             or _permit_refusal(asker, now_us, tx)
+            or policy.scope_refusal(asker.context.collection_ids, wanted.resource, wanted.purpose)
             or candidate.refusal
         )
         record = candidate.record
@@ -225,7 +210,4 @@ def _making_refusal(account: AccountRecord, wanted: Wrapping, tx: Transaction) -
 def _permit_refusal(asker: Asker, now_us: int, tx: Transaction) -> SealcombError | None:
     if not asker.context.bearer:
         return None
-    permit = tx.permit(asker.account, asker.context.job_id)
-    if permit is None or permit.ended or permit.peer != asker.peer or now_us >= permit.expires_us:
-        return PermitEnded()
-    return None
+    return policy.permit_refusal(tx.permit(asker.account, asker.context.job_id), asker.peer, now_us)

@@ -13,7 +13,13 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.common import ids
-from services.common.context import CallContext, ContextSigner
+from services.common.context import (
+    GRANT_AUDIENCE,
+    GRANT_LIFE_S_MAX,
+    CallContext,
+    ContextSigner,
+    ContextVerifier,
+)
 from services.common.errors import Unavailable
 from services.common.sealing import DataKey, OpenFailed
 from services.keyvault.asker import Asker
@@ -114,7 +120,10 @@ class Rig:
             self.store, self.kms, self.events, self.clock, self.completion, self.random_bytes
         )
         self.signing_key = Ed25519PrivateKey.generate()
-        self.permits = Permits(self.store, ContextSigner(self.signing_key), self.clock)
+        self.grants = ContextVerifier(
+            GRANT_AUDIENCE, {"keyvault": self.signing_key.public_key()}, self.clock, GRANT_LIFE_S_MAX
+        )
+        self.permits = Permits(self.store, ContextSigner(self.signing_key), self.grants, self.clock)
         self.chain = AuditChain(self.store, DataKey(ids.new_id(), bytes(32)))
 
     def asker(self, account: str, peer: str = "vectorstore", method: str = QUERY, **changes: Any) -> Asker:

@@ -19,7 +19,7 @@ from services.common.errors import (
 from services.keyvault import permits, releases
 from services.keyvault.asker import Asker
 from services.keyvault.policy import AccountSuspended, AccountUnknown
-from services.keyvault.releases import PermitEnded
+from services.keyvault.policy import PermitEnded
 from tests.keyvault.rig import Rig
 
 _UPLOAD = "/sealcomb.v1.DocumentService/UploadDocument"

@@ -18,8 +18,19 @@ _DOCUMENTS = "sealcomb.v1.DocumentService"
 _SEARCH = "sealcomb.v1.SearchService"
 _ACCOUNTS = "sealcomb.v1.AccountService"
 _TOKENS = "sealcomb.v1.TokenService"
+_SOURCES = "sealcomb.v1.SourceService"
+_INGESTIONS = "sealcomb.v1.IngestionService"
 _KEY_USERS = frozenset(
-    {"sealcomb.v1.CollectionService", "sealcomb.v1.VectorService", _DOCUMENTS, _SEARCH, _ACCOUNTS, _TOKENS}
+    {
+        "sealcomb.v1.CollectionService",
+        "sealcomb.v1.VectorService",
+        _DOCUMENTS,
+        _SEARCH,
+        _ACCOUNTS,
+        _TOKENS,
+        _SOURCES,
+        _INGESTIONS,
+    }
 )
 
 
@@ -43,19 +54,26 @@ _V, _I, _G = methods.VECTORSTORE, methods.INGEST, methods.GATEWAY
 _K = "KeyReleaseService"
 _P = "PassageService"
 _DOCS = frozenset({_DOCUMENTS})
+_WORK = frozenset({_DOCUMENTS, _SOURCES, _INGESTIONS})
 
 INNER_RULES: dict[str, Rule] = dict(
     [
         _inner(_K, "GetDataKey", (_V, _I, _G), _KEY_USERS, permits=True),
-        _inner(_K, "DestroyResource", (_V, _I), frozenset({"sealcomb.v1.CollectionService", _DOCUMENTS})),
+        _inner(
+            _K,
+            "DestroyResource",
+            (_V, _I),
+            frozenset({"sealcomb.v1.CollectionService", _DOCUMENTS, _SOURCES}),
+        ),
         _inner(_K, "ProvisionAccount", (_G,), frozenset({_ACCOUNTS})),
         _inner(_K, "SetAccountSuspended", (_G,), frozenset({_ACCOUNTS})),
         _inner(_K, "DestroyAccount", (_G,), frozenset({_ACCOUNTS})),
         _inner(_K, "RecordEvent", (_G,), frozenset({_ACCOUNTS, _TOKENS})),
-        _inner(_K, "IssuePermit", (_I,), _DOCS),
-        _inner(_K, "EndPermit", (_I,), _DOCS, permits=True),
+        _inner(_K, "IssuePermit", (_I,), _WORK),
+        (f"{_INNER}{_K}/RenewPermit", Rule(frozenset({_I}), needs_context=False)),
+        _inner(_K, "EndPermit", (_I,), _WORK, permits=True),
         (f"{_INNER}{_K}/WatchKeyEvents", Rule(frozenset({_V, _I, _G}), needs_context=False)),
-        _inner(_P, "ResolveCollection", (_I,), frozenset({_DOCUMENTS, _SEARCH}), permits=True),
+        _inner(_P, "ResolveCollection", (_I,), frozenset({_DOCUMENTS, _SEARCH, _INGESTIONS}), permits=True),
         _inner(_P, "PutDocument", (_I,), _DOCS, permits=True),
         _inner(_P, "GetDocumentRecord", (_I,), _DOCS, permits=True),
         _inner(_P, "ListDocumentRecords", (_I,), _DOCS),

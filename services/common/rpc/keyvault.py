@@ -73,6 +73,17 @@ class KeyvaultClient:
         response = await call(self._stub.IssuePermit, pb.IssuePermitRequest(job_id=job_id, ttl_s=ttl_s))
         return response.permit
 
+    async def issue_grant(self, job_id: str, collection_id: str) -> str:
+        """A grant for standing work on one collection; see `renew_permit`."""
+        request = pb.IssuePermitRequest(job_id=job_id, ttl_s=1, collection_id=collection_id, standing=True)
+        response = await call(self._stub.IssuePermit, request)
+        return response.grant
+
+    async def renew_permit(self, grant: str, ttl_s: int) -> str:
+        """A fresh permit of a grant's job; needs no caller. Refused once the job has ended."""
+        response = await call(self._stub.RenewPermit, pb.RenewPermitRequest(grant=grant, ttl_s=ttl_s))
+        return response.permit
+
     async def end_permit(self, job_id: str) -> None:
         """Ends the job's permit."""
         await call(self._stub.EndPermit, pb.EndPermitRequest(job_id=job_id))

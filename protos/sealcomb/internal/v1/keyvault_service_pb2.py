@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+sealcomb/internal/v1/keyvault_service.proto\x12\x14sealcomb.internal.v1\"F\n\x11GetDataKeyRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"9\n\x12GetDataKeyResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\"*\n\x16\x44\x65stroyResourceRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"\x19\n\x17\x44\x65stroyResourceResponse\"\x19\n\x17ProvisionAccountRequest\"\x1a\n\x18ProvisionAccountResponse\"/\n\x1aSetAccountSuspendedRequest\x12\x11\n\tsuspended\x18\x01 \x01(\x08\"\x1d\n\x1bSetAccountSuspendedResponse\"\x17\n\x15\x44\x65stroyAccountRequest\"\x18\n\x16\x44\x65stroyAccountResponse\"3\n\x12IssuePermitRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05ttl_s\x18\x02 \x01(\r\"*\n\x13IssuePermitResponse\x12\x13\n\x06permit\x18\x01 \x01(\tB\x03\x80\x01\x01\"\"\n\x10\x45ndPermitRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x45ndPermitResponse\"6\n\x12RecordEventRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\"\x15\n\x13RecordEventResponse\"\x17\n\x15WatchKeyEventsRequest\"j\n\x16WatchKeyEventsResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0e\x32\x1e.sealcomb.internal.v1.KeyEvent\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t*\xe0\x01\n\x08KeyEvent\x12\x19\n\x15KEY_EVENT_UNSPECIFIED\x10\x00\x12\x17\n\x13KEY_EVENT_HEARTBEAT\x10\x01\x12\x16\n\x12KEY_EVENT_DISABLED\x10\x02\x12\x15\n\x11KEY_EVENT_ENABLED\x10\x03\x12\x17\n\x13KEY_EVENT_SUSPENDED\x10\x04\x12\x15\n\x11KEY_EVENT_RESUMED\x10\x05\x12 \n\x1cKEY_EVENT_RESOURCE_DESTROYED\x10\x06\x12\x1f\n\x1bKEY_EVENT_ACCOUNT_DESTROYED\x10\x07\x32\xd5\x07\n\x11KeyReleaseService\x12_\n\nGetDataKey\x12\'.sealcomb.internal.v1.GetDataKeyRequest\x1a(.sealcomb.internal.v1.GetDataKeyResponse\x12n\n\x0f\x44\x65stroyResource\x12,.sealcomb.internal.v1.DestroyResourceRequest\x1a-.sealcomb.internal.v1.DestroyResourceResponse\x12q\n\x10ProvisionAccount\x12-.sealcomb.internal.v1.ProvisionAccountRequest\x1a..sealcomb.internal.v1.ProvisionAccountResponse\x12z\n\x13SetAccountSuspended\x12\x30.sealcomb.internal.v1.SetAccountSuspendedRequest\x1a\x31.sealcomb.internal.v1.SetAccountSuspendedResponse\x12k\n\x0e\x44\x65stroyAccount\x12+.sealcomb.internal.v1.DestroyAccountRequest\x1a,.sealcomb.internal.v1.DestroyAccountResponse\x12\x62\n\x0bIssuePermit\x12(.sealcomb.internal.v1.IssuePermitRequest\x1a).sealcomb.internal.v1.IssuePermitResponse\x12\\\n\tEndPermit\x12&.sealcomb.internal.v1.EndPermitRequest\x1a\'.sealcomb.internal.v1.EndPermitResponse\x12\x62\n\x0bRecordEvent\x12(.sealcomb.internal.v1.RecordEventRequest\x1a).sealcomb.internal.v1.RecordEventResponse\x12m\n\x0eWatchKeyEvents\x12+.sealcomb.internal.v1.WatchKeyEventsRequest\x1a,.sealcomb.internal.v1.WatchKeyEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+sealcomb/internal/v1/keyvault_service.proto\x12\x14sealcomb.internal.v1\"F\n\x11GetDataKeyRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0f\n\x07purpose\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"9\n\x12GetDataKeyResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\"*\n\x16\x44\x65stroyResourceRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"\x19\n\x17\x44\x65stroyResourceResponse\"\x19\n\x17ProvisionAccountRequest\"\x1a\n\x18ProvisionAccountResponse\"/\n\x1aSetAccountSuspendedRequest\x12\x11\n\tsuspended\x18\x01 \x01(\x08\"\x1d\n\x1bSetAccountSuspendedResponse\"\x17\n\x15\x44\x65stroyAccountRequest\"\x18\n\x16\x44\x65stroyAccountResponse\"\\\n\x12IssuePermitRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05ttl_s\x18\x02 \x01(\r\x12\x15\n\rcollection_id\x18\x03 \x01(\t\x12\x10\n\x08standing\x18\x04 \x01(\x08\">\n\x13IssuePermitResponse\x12\x13\n\x06permit\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x12\n\x05grant\x18\x02 \x01(\tB\x03\x80\x01\x01\"7\n\x12RenewPermitRequest\x12\x12\n\x05grant\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\r\n\x05ttl_s\x18\x02 \x01(\r\"*\n\x13RenewPermitResponse\x12\x13\n\x06permit\x18\x01 \x01(\tB\x03\x80\x01\x01\"\"\n\x10\x45ndPermitRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x45ndPermitResponse\"6\n\x12RecordEventRequest\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\"\x15\n\x13RecordEventResponse\"\x17\n\x15WatchKeyEventsRequest\"j\n\x16WatchKeyEventsResponse\x12-\n\x05\x65vent\x18\x01 \x01(\x0e\x32\x1e.sealcomb.internal.v1.KeyEvent\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t*\xe0\x01\n\x08KeyEvent\x12\x19\n\x15KEY_EVENT_UNSPECIFIED\x10\x00\x12\x17\n\x13KEY_EVENT_HEARTBEAT\x10\x01\x12\x16\n\x12KEY_EVENT_DISABLED\x10\x02\x12\x15\n\x11KEY_EVENT_ENABLED\x10\x03\x12\x17\n\x13KEY_EVENT_SUSPENDED\x10\x04\x12\x15\n\x11KEY_EVENT_RESUMED\x10\x05\x12 \n\x1cKEY_EVENT_RESOURCE_DESTROYED\x10\x06\x12\x1f\n\x1bKEY_EVENT_ACCOUNT_DESTROYED\x10\x07\x32\xb9\x08\n\x11KeyReleaseService\x12_\n\nGetDataKey\x12\'.sealcomb.internal.v1.GetDataKeyRequest\x1a(.sealcomb.internal.v1.GetDataKeyResponse\x12n\n\x0f\x44\x65stroyResource\x12,.sealcomb.internal.v1.DestroyResourceRequest\x1a-.sealcomb.internal.v1.DestroyResourceResponse\x12q\n\x10ProvisionAccount\x12-.sealcomb.internal.v1.ProvisionAccountRequest\x1a..sealcomb.internal.v1.ProvisionAccountResponse\x12z\n\x13SetAccountSuspended\x12\x30.sealcomb.internal.v1.SetAccountSuspendedRequest\x1a\x31.sealcomb.internal.v1.SetAccountSuspendedResponse\x12k\n\x0e\x44\x65stroyAccount\x12+.sealcomb.internal.v1.DestroyAccountRequest\x1a,.sealcomb.internal.v1.DestroyAccountResponse\x12\x62\n\x0bIssuePermit\x12(.sealcomb.internal.v1.IssuePermitRequest\x1a).sealcomb.internal.v1.IssuePermitResponse\x12\x62\n\x0bRenewPermit\x12(.sealcomb.internal.v1.RenewPermitRequest\x1a).sealcomb.internal.v1.RenewPermitResponse\x12\\\n\tEndPermit\x12&.sealcomb.internal.v1.EndPermitRequest\x1a\'.sealcomb.internal.v1.EndPermitResponse\x12\x62\n\x0bRecordEvent\x12(.sealcomb.internal.v1.RecordEventRequest\x1a).sealcomb.internal.v1.RecordEventResponse\x12m\n\x0eWatchKeyEvents\x12+.sealcomb.internal.v1.WatchKeyEventsRequest\x1a,.sealcomb.internal.v1.WatchKeyEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDATAKEYRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
   _globals['_ISSUEPERMITRESPONSE'].fields_by_name['permit']._loaded_options = None
   _globals['_ISSUEPERMITRESPONSE'].fields_by_name['permit']._serialized_options = b'\200\001\001'
-  _globals['_KEYEVENT']._serialized_start=824
-  _globals['_KEYEVENT']._serialized_end=1048
+  _globals['_ISSUEPERMITRESPONSE'].fields_by_name['grant']._loaded_options = None
+  _globals['_ISSUEPERMITRESPONSE'].fields_by_name['grant']._serialized_options = b'\200\001\001'
+  _globals['_RENEWPERMITREQUEST'].fields_by_name['grant']._loaded_options = None
+  _globals['_RENEWPERMITREQUEST'].fields_by_name['grant']._serialized_options = b'\200\001\001'
+  _globals['_RENEWPERMITRESPONSE'].fields_by_name['permit']._loaded_options = None
+  _globals['_RENEWPERMITRESPONSE'].fields_by_name['permit']._serialized_options = b'\200\001\001'
+  _globals['_KEYEVENT']._serialized_start=986
+  _globals['_KEYEVENT']._serialized_end=1210
   _globals['_GETDATAKEYREQUEST']._serialized_start=69
   _globals['_GETDATAKEYREQUEST']._serialized_end=139
   _globals['_GETDATAKEYRESPONSE']._serialized_start=141
@@ -58,21 +64,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESTROYACCOUNTRESPONSE']._serialized_start=431
   _globals['_DESTROYACCOUNTRESPONSE']._serialized_end=455
   _globals['_ISSUEPERMITREQUEST']._serialized_start=457
-  _globals['_ISSUEPERMITREQUEST']._serialized_end=508
-  _globals['_ISSUEPERMITRESPONSE']._serialized_start=510
-  _globals['_ISSUEPERMITRESPONSE']._serialized_end=552
-  _globals['_ENDPERMITREQUEST']._serialized_start=554
-  _globals['_ENDPERMITREQUEST']._serialized_end=588
-  _globals['_ENDPERMITRESPONSE']._serialized_start=590
-  _globals['_ENDPERMITRESPONSE']._serialized_end=609
-  _globals['_RECORDEVENTREQUEST']._serialized_start=611
-  _globals['_RECORDEVENTREQUEST']._serialized_end=665
-  _globals['_RECORDEVENTRESPONSE']._serialized_start=667
-  _globals['_RECORDEVENTRESPONSE']._serialized_end=688
-  _globals['_WATCHKEYEVENTSREQUEST']._serialized_start=690
-  _globals['_WATCHKEYEVENTSREQUEST']._serialized_end=713
-  _globals['_WATCHKEYEVENTSRESPONSE']._serialized_start=715
-  _globals['_WATCHKEYEVENTSRESPONSE']._serialized_end=821
-  _globals['_KEYRELEASESERVICE']._serialized_start=1051
-  _globals['_KEYRELEASESERVICE']._serialized_end=2032
+  _globals['_ISSUEPERMITREQUEST']._serialized_end=549
+  _globals['_ISSUEPERMITRESPONSE']._serialized_start=551
+  _globals['_ISSUEPERMITRESPONSE']._serialized_end=613
+  _globals['_RENEWPERMITREQUEST']._serialized_start=615
+  _globals['_RENEWPERMITREQUEST']._serialized_end=670
+  _globals['_RENEWPERMITRESPONSE']._serialized_start=672
+  _globals['_RENEWPERMITRESPONSE']._serialized_end=714
+  _globals['_ENDPERMITREQUEST']._serialized_start=716
+  _globals['_ENDPERMITREQUEST']._serialized_end=750
+  _globals['_ENDPERMITRESPONSE']._serialized_start=752
+  _globals['_ENDPERMITRESPONSE']._serialized_end=771
+  _globals['_RECORDEVENTREQUEST']._serialized_start=773
+  _globals['_RECORDEVENTREQUEST']._serialized_end=827
+  _globals['_RECORDEVENTRESPONSE']._serialized_start=829
+  _globals['_RECORDEVENTRESPONSE']._serialized_end=850
+  _globals['_WATCHKEYEVENTSREQUEST']._serialized_start=852
+  _globals['_WATCHKEYEVENTSREQUEST']._serialized_end=875
+  _globals['_WATCHKEYEVENTSRESPONSE']._serialized_start=877
+  _globals['_WATCHKEYEVENTSRESPONSE']._serialized_end=983
+  _globals['_KEYRELEASESERVICE']._serialized_start=1213
+  _globals['_KEYRELEASESERVICE']._serialized_end=2294
 # @@protoc_insertion_point(module_scope)

@@ -236,17 +236,25 @@ class IssuePermitRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     ttl_s: _builtins.int
+    collection_id: _builtins.str
+    """Set: the permit is for this collection alone, and holds no names."""
+    standing: _builtins.bool
+    """Also makes a grant, for work that runs for longer than a permit or again and again."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         ttl_s: _builtins.int = ...,
+        collection_id: _builtins.str = ...,
+        standing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "job_id", b"job_id", "standing", b"standing", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +262,51 @@ Global___IssuePermitRequest: _TypeAlias = IssuePermitRequest  # noqa: Y015
 
 @_typing.final
 class IssuePermitResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMIT_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    permit: _builtins.str
+    grant: _builtins.str
+    """Set for standing work; opens nothing, but is exchanged for permits until the job ends."""
+    def __init__(
+        self,
+        *,
+        permit: _builtins.str = ...,
+        grant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "permit", b"permit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssuePermitResponse: _TypeAlias = IssuePermitResponse  # noqa: Y015
+
+@_typing.final
+class RenewPermitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    grant: _builtins.str
+    ttl_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        grant: _builtins.str = ...,
+        ttl_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewPermitRequest: _TypeAlias = RenewPermitRequest  # noqa: Y015
+
+@_typing.final
+class RenewPermitResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PERMIT_FIELD_NUMBER: _builtins.int
@@ -269,7 +322,7 @@ class IssuePermitResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___IssuePermitResponse: _TypeAlias = IssuePermitResponse  # noqa: Y015
+Global___RenewPermitResponse: _TypeAlias = RenewPermitResponse  # noqa: Y015
 
 @_typing.final
 class EndPermitRequest(_message.Message):

@@ -65,6 +65,11 @@ class KeyReleaseServiceStub:
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.IssuePermitRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.IssuePermitResponse.FromString,
                 _registered_method=True)
+        self.RenewPermit = channel.unary_unary(
+                '/sealcomb.internal.v1.KeyReleaseService/RenewPermit',
+                request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RenewPermitRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RenewPermitResponse.FromString,
+                _registered_method=True)
         self.EndPermit = channel.unary_unary(
                 '/sealcomb.internal.v1.KeyReleaseService/EndPermit',
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.EndPermitRequest.SerializeToString,
@@ -128,8 +133,15 @@ class KeyReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewPermit(self, request, context):
+        """Exchanges a grant for a fresh permit of its job, without a call context: nobody is there to give one (peer: ingest).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EndPermit(self, request, context):
-        """Ends a permit: the work is done (peer: ingest).
+        """Ends a permit, and with it the grant: the work is done (peer: ingest).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +193,11 @@ def add_KeyReleaseServiceServicer_to_server(servicer, server):
                     servicer.IssuePermit,
                     request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.IssuePermitRequest.FromString,
                     response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.IssuePermitResponse.SerializeToString,
+            ),
+            'RenewPermit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewPermit,
+                    request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RenewPermitRequest.FromString,
+                    response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RenewPermitResponse.SerializeToString,
             ),
             'EndPermit': grpc.unary_unary_rpc_method_handler(
                     servicer.EndPermit,
@@ -361,6 +378,33 @@ class KeyReleaseService:
             '/sealcomb.internal.v1.KeyReleaseService/IssuePermit',
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.IssuePermitRequest.SerializeToString,
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.IssuePermitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewPermit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.internal.v1.KeyReleaseService/RenewPermit',
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RenewPermitRequest.SerializeToString,
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RenewPermitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,8 +45,10 @@ class KeyReleaseServiceStub:
     """Destroys the account's KMS key and all its data keys, for good (peer: gateway)."""
     IssuePermit: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.IssuePermitRequest, _keyvault_service_pb2.IssuePermitResponse]
     """Exchanges a call context for a permit that outlives the call (peer: ingest)."""
+    RenewPermit: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.RenewPermitRequest, _keyvault_service_pb2.RenewPermitResponse]
+    """Exchanges a grant for a fresh permit of its job, without a call context: nobody is there to give one (peer: ingest)."""
     EndPermit: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.EndPermitRequest, _keyvault_service_pb2.EndPermitResponse]
-    """Ends a permit: the work is done (peer: ingest)."""
+    """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
     RecordEvent: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.RecordEventRequest, _keyvault_service_pb2.RecordEventResponse]
     """Records an administrative act of the account in its audit chain (peer: gateway)."""
     WatchKeyEvents: _grpc.UnaryStreamMultiCallable[_keyvault_service_pb2.WatchKeyEventsRequest, _keyvault_service_pb2.WatchKeyEventsResponse]
@@ -69,8 +71,10 @@ class KeyReleaseServiceAsyncStub(KeyReleaseServiceStub):
     """Destroys the account's KMS key and all its data keys, for good (peer: gateway)."""
     IssuePermit: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.IssuePermitRequest, _keyvault_service_pb2.IssuePermitResponse]  # type: ignore[assignment]
     """Exchanges a call context for a permit that outlives the call (peer: ingest)."""
+    RenewPermit: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.RenewPermitRequest, _keyvault_service_pb2.RenewPermitResponse]  # type: ignore[assignment]
+    """Exchanges a grant for a fresh permit of its job, without a call context: nobody is there to give one (peer: ingest)."""
     EndPermit: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.EndPermitRequest, _keyvault_service_pb2.EndPermitResponse]  # type: ignore[assignment]
-    """Ends a permit: the work is done (peer: ingest)."""
+    """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
     RecordEvent: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.RecordEventRequest, _keyvault_service_pb2.RecordEventResponse]  # type: ignore[assignment]
     """Records an administrative act of the account in its audit chain (peer: gateway)."""
     WatchKeyEvents: _aio.UnaryStreamMultiCallable[_keyvault_service_pb2.WatchKeyEventsRequest, _keyvault_service_pb2.WatchKeyEventsResponse]  # type: ignore[assignment]
@@ -128,12 +132,20 @@ class KeyReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         """Exchanges a call context for a permit that outlives the call (peer: ingest)."""
 
     @_abc_1.abstractmethod
+    def RenewPermit(
+        self,
+        request: _keyvault_service_pb2.RenewPermitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyvault_service_pb2.RenewPermitResponse, _abc.Awaitable[_keyvault_service_pb2.RenewPermitResponse]]:
+        """Exchanges a grant for a fresh permit of its job, without a call context: nobody is there to give one (peer: ingest)."""
+
+    @_abc_1.abstractmethod
     def EndPermit(
         self,
         request: _keyvault_service_pb2.EndPermitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keyvault_service_pb2.EndPermitResponse, _abc.Awaitable[_keyvault_service_pb2.EndPermitResponse]]:
-        """Ends a permit: the work is done (peer: ingest)."""
+        """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
 
     @_abc_1.abstractmethod
     def RecordEvent(

@@ -156,8 +156,13 @@ class PutDocumentRequest(_message.Message):
     COLLECTION_ID_FIELD_NUMBER: _builtins.int
     DOCUMENT_FIELD_NUMBER: _builtins.int
     PASSAGES_FIELD_NUMBER: _builtins.int
+    REPLACES_DOCUMENT_ID_FIELD_NUMBER: _builtins.int
     collection_id: _builtins.str
     """Id, not name: a collection made anew under the same name is another one."""
+    replaces_document_id: _builtins.str
+    """An older version, which goes in the same moment; may be the document's own id. Nothing happens
+    if the document is there already with the same object key.
+    """
     @_builtins.property
     def document(self) -> Global___DocumentRecord: ...
     @_builtins.property
@@ -168,10 +173,11 @@ class PutDocumentRequest(_message.Message):
         collection_id: _builtins.str = ...,
         document: Global___DocumentRecord | None = ...,
         passages: _abc.Iterable[Global___Passage] | None = ...,
+        replaces_document_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "document", b"document", "passages", b"passages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "document", b"document", "passages", b"passages", "replaces_document_id", b"replaces_document_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,20 +212,24 @@ class GetDocumentRecordRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     id: _builtins.str
     """One of the two."""
     idempotency_key: _builtins.str
+    collection_id: _builtins.str
+    """Instead of the name."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         id: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        collection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "collection_id", b"collection_id", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,17 +312,21 @@ class DeleteDocumentRecordRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    COLLECTION_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
+    """One of the two."""
     id: _builtins.str
+    collection_id: _builtins.str
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         id: _builtins.str = ...,
+        collection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "collection_id", b"collection_id", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
