@@ -135,6 +135,7 @@ class Catalog:
         known = self._cache.get((account, name))
         if known is not None:
             self._cache.move_to_end((account, name))
+            _check_permit(known.id)
             return known
         forgets = self._forgets
         row = await self._find(account, name)
@@ -143,6 +144,7 @@ class Catalog:
         descriptor = await self._open(row)
         if descriptor.name != name:
             raise DataDamaged
+        _check_permit(descriptor.id)
         if forgets == self._forgets:
             self._cache[(account, name)] = descriptor
             if len(self._cache) > _CACHE_MAX:
@@ -158,6 +160,7 @@ class Catalog:
             raise no_such_collection()
         descriptor = await self._open(row)
         _check_token(descriptor.name)
+        _check_permit(id_)
         return descriptor
 
     async def listed(self, descriptor: Descriptor) -> Listed:
@@ -238,6 +241,13 @@ def _check_token(name: str) -> None:
     """Raises NotFound unless the token may use the collection."""
     allowed = current_caller().context.collections
     if allowed and name not in allowed:
+        raise no_such_collection()
+
+
+def _check_permit(id_: str) -> None:
+    """Raises NotFound unless the permit, if it is for certain collections, is for this one."""
+    allowed = current_caller().context.collection_ids
+    if allowed and id_ not in allowed:
         raise no_such_collection()
 
 

@@ -186,7 +186,7 @@ class DocumentState(State):
                 first, operation.analysed or analyse([passage.text for passage in operation.passages])
             )
             self.lexical.publish(first, count)
-        # From here to the end nothing yields, so the document shows as a whole and its older version never beside it.
+        # From here to the end nothing yields: the document shows as a whole, never beside its older version.
         if operation.replaces:
             self._delete(operation.replaces)
         self.columns.add(number, fields_of(document.metadata))

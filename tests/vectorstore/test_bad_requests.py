@@ -272,7 +272,7 @@ async def test_text_and_vector_collections_are_not_mixed_up(rig: Rig) -> None:
         ({"document": inner.DocumentRecord(id="", name="n")}, "document.id"),
         ({"document": inner.DocumentRecord(id="a#b", name="n")}, "document.id"),
         ({"document": inner.DocumentRecord(id="a", name="")}, "document.name"),
-        ({"document": inner.DocumentRecord(id="a", name="n", principals=["p"] * 101)}, "document.principals"),
+        ({"document": inner.DocumentRecord(id="a", name="n", principals=["p"] * 257)}, "document.principals"),
         ({"passages": [inner.Passage(vector_f32=struct.pack("<f", 1))]}, "passages[0].vector_f32"),
         ({"passages": [inner.Passage(vector_f32=f32(*[1] * 8))] * 2}, "passages"),
         ({"passages": [inner.Passage(text="x" * 65537, vector_f32=f32(*[1] * 8))]}, "passages[0].text"),

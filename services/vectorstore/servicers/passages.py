@@ -30,6 +30,8 @@ _LISTING = "documents"
 _PASSAGES_MAX = 20_000
 _QUERY_CHARS_MAX = 8192
 _PRINCIPALS_MAX = 100
+# Sources name everybody who may see a document.
+_DOCUMENT_PRINCIPALS_MAX = 256
 _NAME_CHARS_MAX = 1024
 _TOP_K_MAX = 200
 _MODES = {
@@ -80,7 +82,7 @@ class Passages(PassageServiceServicer):
         """Returns one document record."""
         if bool(request.id) == bool(request.idempotency_key):
             raise invalid("id", "set exactly one of id and idempotency_key")
-        use = await self._text(request.collection)
+        use = await self._text(request.collection, request.collection_id)
         state = _state(use)
         stored = state.document(request.id) if request.id else state.document_by_key(request.idempotency_key)
         if stored is None:
@@ -108,7 +110,7 @@ class Passages(PassageServiceServicer):
         self, request: pb.DeleteDocumentRecordRequest, context: Any
     ) -> pb.DeleteDocumentRecordResponse:
         """Deletes a document's record and passages, all at once."""
-        use = await self._text(request.collection)
+        use = await self._text(request.collection, request.collection_id)
         stored = await writing.delete_document(use, request.id)
         if stored is None:
             raise _no_such_document()
@@ -148,8 +150,12 @@ class Passages(PassageServiceServicer):
                 message.metadata.ParseFromString(hit.document.metadata)
         return response
 
-    async def _text(self, name: str) -> Use:
-        use = await self._residency.use(await self._catalog.get(convert.collection_name(name)))
+    async def _text(self, name: str, id_: str = "") -> Use:
+        if id_:
+            descriptor = await self._catalog.by_id(id_)
+        else:
+            descriptor = await self._catalog.get(convert.collection_name(name))
+        use = await self._residency.use(descriptor)
         writing.require_text(use)
         return use
 
@@ -167,8 +173,8 @@ def _put(request: pb.PutDocumentRequest, descriptor: Descriptor) -> PutDocument:
         raise invalid("document.id", f"must have 1 to {convert.ID_CHARS_MAX} characters, none of them #")
     if not 1 <= len(record.name) <= _NAME_CHARS_MAX:
         raise invalid("document.name", f"must have 1 to {_NAME_CHARS_MAX} characters")
-    if len(record.principals) > _PRINCIPALS_MAX:
-        raise invalid("document.principals", f"has more than {_PRINCIPALS_MAX}")
+    if len(record.principals) > _DOCUMENT_PRINCIPALS_MAX:
+        raise invalid("document.principals", f"has more than {_DOCUMENT_PRINCIPALS_MAX}")
     if len(request.passages) > _PASSAGES_MAX:
         raise invalid("passages", f"has more than {_PASSAGES_MAX}")
     if len({passage.index for passage in request.passages}) != len(request.passages):
@@ -192,7 +198,9 @@ def _put(request: pb.PutDocumentRequest, descriptor: Descriptor) -> PutDocument:
             raise invalid(f"passages[{place}].text", f"is larger than {convert.TEXT_BYTES_MAX} bytes")
         passages.append(Passage(passage.index, passage.page, passage.text))
     stacked = np.stack(vectors) if vectors else np.empty((0, descriptor.dimension), np.float32)
-    return PutDocument(document, passages, stacked)
+    if len(request.replaces_document_id) > convert.ID_CHARS_MAX:
+        raise invalid("replaces_document_id", f"is longer than {convert.ID_CHARS_MAX} characters")
+    return PutDocument(document, passages, stacked, replaces=request.replaces_document_id)
 
 
 def _vector(raw: bytes, descriptor: Descriptor, field: str) -> Vectors:
