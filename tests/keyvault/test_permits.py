@@ -18,8 +18,7 @@ from services.common.errors import (
 )
 from services.keyvault import permits, releases
 from services.keyvault.asker import Asker
-from services.keyvault.policy import AccountSuspended, AccountUnknown
-from services.keyvault.policy import PermitEnded
+from services.keyvault.policy import AccountSuspended, AccountUnknown, PermitEnded
 from tests.keyvault.rig import Rig
 
 _UPLOAD = "/sealcomb.v1.DocumentService/UploadDocument"
@@ -32,7 +31,7 @@ def _ingest(rig: Rig, account: str) -> Asker:
 
 async def _permit(rig: Rig, account: str, job_id: str, ttl_s: int = 600) -> Asker:
     """Somebody who asks under a fresh permit, as the services would verify it."""
-    text = await rig.permits.issue(_ingest(rig, account), job_id, ttl_s)
+    text = (await rig.permits.issue(_ingest(rig, account), job_id, ttl_s)).permit
     verifier = ContextVerifier("keyvault", {"keyvault": rig.signing_key.public_key()}, rig.clock)
     return Asker("ingest", verifier.verify(text))
 
@@ -53,7 +52,7 @@ async def test_a_permit_carries_the_calls_context_and_nothing_more(memory_rig: R
         assert getattr(context, name) == getattr(call, name)
     verifier = ContextVerifier("gateway", {"keyvault": rig.signing_key.public_key()}, rig.clock)
     with pytest.raises(ContextRefused):
-        verifier.verify(await rig.permits.issue(_ingest(rig, account), ids.new_id(), 600))
+        verifier.verify((await rig.permits.issue(_ingest(rig, account), ids.new_id(), 600)).permit)
 
 
 async def test_a_permit_releases_keys_long_after_its_call(memory_rig: Rig) -> None:
