@@ -19,7 +19,7 @@ from typing import Protocol
 from services.common import ids
 from services.common.clock import Clock
 from services.common.datakeys import DataKeys
-from services.common.errors import NotFound
+from services.common.errors import Kind, NotFound, SealcombError
 from services.common.objects import ObjectStore
 from services.common.sealing import HEADER_BYTES, DataKey, Identity, Opener, OpenFailed, Sealer, key_id_of
 from services.ingest.store import Unsettled
@@ -121,7 +121,7 @@ class Originals:
         if len(head) < HEADER_BYTES:
             raise OpenFailed
         drops = self._drops_of(account)
-        key = await self._keys.by_id(collection_id, PURPOSE, key_id_of(head))
+        key = await self._key_of(collection_id, head)
         opener = Opener(key, Identity(account, collection_id, _KIND, document_id))
         held, size = b"", 0
         while head:
@@ -141,6 +141,15 @@ class Originals:
         for part in (held, tail):
             if part:
                 yield part
+
+    async def _key_of(self, collection_id: str, head: bytes) -> DataKey:
+        try:
+            return await self._keys.by_id(collection_id, PURPOSE, key_id_of(head))
+        except SealcombError as error:
+            if error.kind is Kind.NOT_FOUND:
+                # The object names a key that is none of its collection's: changed, or of a destroyed one.
+                raise OpenFailed from None
+            raise
 
     def keys_dropped(self, account: str) -> None:
         """Makes readings of the account ask for their key again; an empty account means all."""

@@ -8,6 +8,7 @@ own. This module must never log what passes through it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from services.common.errors import invalid
+from services.common.errors import InvalidArgument, invalid
 from services.ingest.chunk import Chunk, PageText, iterate_chunks
 from services.ingest.embed import Embedder
 from services.ingest.embedders.pool import Priority
-from services.ingest.extract.formats import DOCUMENT_EMPTY, Format, sniff
+from services.ingest.extract.formats import DOCUMENT_EMPTY, PLAIN, Format, sniff
+from services.ingest.extract.plain import extract_plain
 from services.ingest.extract.wire import Extracted
 from services.ingest.records import Passage
 
@@ -70,10 +72,10 @@ class Pipeline:
     async def run(self, declared_type: str, name: str, content: bytes) -> Processed:
         """The passages of a document, at least one. Raises InvalidArgument for what cannot be taken in."""
         form = sniff(declared_type, name, content)
-        extracted = await self._extractor.extract(form, content)
+        extracted = await self._extract(form, content)
         chunks = await self._chunk(extracted)
         if not chunks:
-            raise invalid("chunk", "the document has no text", reason=DOCUMENT_EMPTY)
+            raise _without_text()
         vectors = await self._queue.embed([_embedded_text(chunk) for chunk in chunks], Priority.BULK)
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         passages = tuple(
@@ -81,6 +83,18 @@ class Pipeline:
             for chunk, row in zip(chunks, rows, strict=True)
         )
         return Processed(form, max(page.number for page in extracted.pages), passages)
+
+    async def _extract(self, form: Format, content: bytes) -> Extracted:
+        if form not in PLAIN:
+            return await self._extractor.extract(form, content)
+        loop = asyncio.get_running_loop()
+        markdown = form is Format.MARKDOWN
+        extracted = await loop.run_in_executor(
+            self._threads, functools.partial(extract_plain, content, markdown=markdown)
+        )
+        if not extracted.pages:
+            raise _without_text()
+        return extracted
 
     def close(self) -> None:
         """Ends the threads."""
@@ -109,6 +123,10 @@ class Pipeline:
                 break
             chunks.append(passage)
         return chunks
+
+
+def _without_text() -> InvalidArgument:
+    return invalid("chunk", "the document has no text", reason=DOCUMENT_EMPTY)
 
 
 def _embedded_text(chunk: Chunk) -> str:

@@ -34,6 +34,8 @@ class Format(enum.Enum):
 
 
 TEXTUAL = frozenset({Format.HTML, Format.MARKDOWN, Format.TEXT, Format.EML})
+# These need no parser, see `plain`.
+PLAIN = frozenset({Format.MARKDOWN, Format.TEXT})
 _ALIASES = {
     "application/x-pdf": Format.PDF,
     "application/xhtml+xml": Format.HTML,

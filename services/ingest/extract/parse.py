@@ -27,6 +27,7 @@ from kreuzberg.exceptions import KreuzbergError
 
 from services.common.errors import InvalidArgument
 from services.ingest.extract.formats import Format, sniff
+from services.ingest.extract.plain import clean, decode
 from services.ingest.extract.wire import OUTPUT_BYTES_MAX, PAGES_MAX, Extracted, ExtractedPage, Outcome
 
 _ZIP_FORMATS = frozenset({Format.DOCX, Format.PPTX, Format.XLSX})
@@ -41,11 +42,7 @@ _TITLE_CHARS_MAX = 300
 _HTML_HEAD = re.compile(r"<head[\s>].*?</head\s*>", re.IGNORECASE | re.DOTALL)
 _HTML_TITLE = re.compile(r"<title[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL)
 _HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 _HYPHENATED = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
-_BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
-# PDF writes ligatures as one character, which no query does.
-_LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 # The smallest PDF with a page; loads the native library and starts the threads while that is allowed.
 _WARM_UP_PDF = (
     b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
@@ -62,56 +59,14 @@ _WARM_UP_MAIL = (
     b"Content-Disposition: attachment; filename*=utf-8''x.html\n\nPHA+eA==\n--b--\n"
 )
 # Python loads a codec from a file when it is first asked for.
-_CODECS = [
-    "ascii",
-    "latin-1",
-    "utf-8",
-    "utf-8-sig",
-    "utf-16",
-    "utf-16-le",
-    "utf-16-be",
-    "utf-32",
-    "cp437",
-    "cp850",
-    "cp866",
-    "cp932",
-    "cp949",
-    "cp1250",
-    "cp1251",
-    "cp1252",
-    "cp1253",
-    "cp1254",
-    "cp1255",
-    "cp1256",
-    "cp1257",
-    "cp1258",
-    "iso8859-2",
-    "iso8859-3",
-    "iso8859-4",
-    "iso8859-5",
-    "iso8859-6",
-    "iso8859-7",
-    "iso8859-8",
-    "iso8859-9",
-    "iso8859-10",
-    "iso8859-13",
-    "iso8859-14",
-    "iso8859-15",
-    "iso8859-16",
-    "koi8-r",
-    "koi8-u",
-    "mac-roman",
-    "gb2312",
-    "gbk",
-    "gb18030",
-    "big5",
-    "shift_jis",
-    "euc-jp",
-    "euc-kr",
-    "iso2022-jp",
-    "iso2022-kr",
-    "utf-7",
-]
+_CODECS = (
+    "ascii", "latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp437",
+    "cp850", "cp866", "cp932", "cp949", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255",
+    "cp1256", "cp1257", "cp1258", "iso8859-2", "iso8859-3", "iso8859-4", "iso8859-5", "iso8859-6",
+    "iso8859-7", "iso8859-8", "iso8859-9", "iso8859-10", "iso8859-13", "iso8859-14", "iso8859-15",
+    "iso8859-16", "koi8-r", "koi8-u", "mac-roman", "gb2312", "gbk", "gb18030", "big5", "shift_jis",
+    "euc-jp", "euc-kr", "iso2022-jp", "iso2022-kr", "utf-7",
+)  # fmt: skip
 
 
 class _Encrypted(Exception):
@@ -149,12 +104,6 @@ def parse(form: str, content: bytes) -> Extracted:
     return Extracted(
         Outcome.TEXT, kind not in (Format.PDF, Format.TEXT), clean(title)[:_TITLE_CHARS_MAX], kept
     )
-
-
-def clean(text: str) -> str:
-    """Text with one kind of line end, no control characters and no ligatures."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_LIGATURES)
-    return _BLANK_LINES.sub("\n\n", _CONTROLS.sub("", text)).strip()
 
 
 def _pages(kind: Format, content: bytes, depth: int) -> tuple[str, list[ExtractedPage]]:
@@ -289,19 +238,3 @@ def _recode(content: bytes, charset: str | None) -> bytes:
         return content.decode(charset, "replace").encode()
     except (LookupError, ValueError):
         return content
-
-
-def decode(content: bytes, charset: re.Match[bytes] | None = None) -> str:
-    """Text of unknown encoding: by its byte order mark, as UTF-8, as declared, else as Windows-1252."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16", "replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    if charset is not None:
-        try:
-            return content.decode(charset[1].decode("ascii"), "replace")
-        except (LookupError, ValueError):
-            pass
-    return content.decode("cp1252", "replace")
