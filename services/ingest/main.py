@@ -37,13 +37,13 @@ from services.ingest.config import IngestSettings
 from services.ingest.documents import Documents
 from services.ingest.embed import Embedder, open_embedder
 from services.ingest.embedders.pool import EmbeddingPool
-from services.ingest.events import KeyEvents
 from services.ingest.extract.process import ExtractionLimits, Extractor
 from services.ingest.originals import Originals
 from services.ingest.peers import VectorstoreClient
 from services.ingest.pipeline import Pipeline
 from services.ingest.search import EmbedderIdentity, Search
 from services.ingest.servicers.documents import DocumentServicer
+from services.ingest.servicers.events import KeyEvents
 from services.ingest.servicers.search import SearchServicer
 from services.ingest.store import Store
 from services.ingest.uploads import UploadLimits, Uploads

@@ -17,9 +17,9 @@ from services.common.objects import FolderStore
 from services.common.rpc.keyvault import KeyEvent
 from services.common.sealing import DataKey, Identity, OpenFailed, seal
 from services.ingest.budget import UploadBudget
-from services.ingest.events import KeyEvents
 from services.ingest.originals import PURPOSE, Originals
 from services.ingest.search import EmbedderIdentity, Search
+from services.ingest.servicers.events import KeyEvents
 from services.ingest.store import Store
 
 ACCOUNT, OTHER = ids.from_bytes(bytes(16)), ids.from_bytes(b"o" * 16)
