@@ -66,6 +66,20 @@ def test_destruction_needs_the_owner_the_method_and_only_keys_of_ones_own() -> N
         assert isinstance(destroy_refusal(peer, method, purposes), PurposeRefused)
 
 
-def test_the_destroying_methods_exist_and_want_the_write_scope() -> None:
-    for path in policy._DESTROYERS:
-        assert methods.PUBLIC_METHODS[path].scope is methods.Scope.WRITE
+def test_ingest_destroys_connections_alone_and_for_their_own_service_alone() -> None:
+    disconnect = "/sealcomb.v1.SourceService/Disconnect"
+    connection = frozenset({"connection"})
+    assert destroy_refusal("ingest", disconnect, connection) is None
+    for peer, method, purposes in (
+        ("ingest", disconnect, frozenset({"documents"})),
+        ("ingest", _DELETE, connection),
+        ("vectorstore", disconnect, frozenset({"collection"})),
+        ("ingest", "/sealcomb.v1.SourceService/ListConnections", connection),
+    ):
+        assert isinstance(destroy_refusal(peer, method, purposes), PurposeRefused)
+
+
+def test_the_destroying_methods_exist_and_want_a_scope_that_changes_things() -> None:
+    for paths in policy._DESTROYERS.values():
+        for path in paths:
+            assert methods.PUBLIC_METHODS[path].scope in (methods.Scope.WRITE, methods.Scope.SOURCES)
