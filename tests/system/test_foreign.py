@@ -21,8 +21,10 @@ from sealcomb.v1 import (
     audit_service_pb2,
     collection_service_pb2,
     document_service_pb2,
+    ingestion_service_pb2,
     key_service_pb2,
     search_service_pb2,
+    source_service_pb2,
     token_service_pb2,
     vector_service_pb2,
 )
@@ -35,8 +37,10 @@ MODULES = (
     audit_service_pb2,
     collection_service_pb2,
     document_service_pb2,
+    ingestion_service_pb2,
     key_service_pb2,
     search_service_pb2,
+    source_service_pb2,
     token_service_pb2,
     vector_service_pb2,
 )
