@@ -15,6 +15,7 @@ import grpc
 import h2.settings
 import pytest
 
+from services.common.methods import EDGE_METHODS
 from tests.gateway.raw_http2 import EMPTY_MESSAGE, grpc_headers, raw_connection
 from tests.gateway.rig import HOLD, Edge, running_edge
 from tests.gateway.weakened import Json, manager, routes, tls, weakened
@@ -238,7 +239,35 @@ def test_every_route_has_a_limit_and_caps_the_clients_deadline(edge: Edge) -> No
     for route in forwarded:
         duration = route["max_stream_duration"]
         assert duration["max_stream_duration"] == duration["grpc_timeout_header_max"]
-        assert 0 < float(duration["max_stream_duration"].rstrip("s")) <= 600
+        assert 0 < float(duration["max_stream_duration"].rstrip("s")) <= 3600
+    for route in routes(config):
+        if (method := EDGE_METHODS.get(route["match"].get("path", ""))) is not None:
+            assert (
+                float(route["route"]["max_stream_duration"]["max_stream_duration"][:-1]) == method.timeout_s
+            )
+            assert float(route["route"]["idle_timeout"][:-1]) >= method.timeout_s
+
+
+def test_a_silent_call_lives_to_its_own_limit(edge: Edge, token: str) -> None:
+    """An upload is silent while its document is worked on; shown with the general idle limit at one second."""
+
+    def shorten(config: Json) -> None:
+        manager(config)["stream_idle_timeout"] = "1s"
+
+    assert held_for(edge, token, shorten, None) == ""
+    wait_until(lambda: edge.backends.held == 0)
+
+
+def test_without_an_idle_limit_of_its_own_a_silent_call_is_cut(edge: Edge, token: str) -> None:
+    """Twin of the test above."""
+
+    def weaken(config: Json) -> None:
+        manager(config)["stream_idle_timeout"] = "1s"
+        for route in routes(config):
+            route.get("route", {}).pop("idle_timeout", None)
+
+    assert held_for(edge, token, weaken, None) == "4"
+    wait_until(lambda: edge.backends.held == 0)
 
 
 def test_without_the_cap_a_call_holds_on(edge: Edge, token: str) -> None:

@@ -135,6 +135,9 @@ class Keyvault(kv_stubs.KeyReleaseServiceServicer):
     async def IssuePermit(self, request: Any, context: Any) -> kv.IssuePermitResponse:
         raise NotImplementedError
 
+    async def RenewPermit(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     async def EndPermit(self, request: Any, context: Any) -> kv.EndPermitResponse:
         raise NotImplementedError
 

@@ -33,6 +33,7 @@ _FILTERS = TYPE + "extensions.filters.http."
 _EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
 _HEADER_KIB_MAX = 16
 _CLIENT_ADDRESS = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
+_IDLE_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
 _HEALTH_CALLS_PER_SECOND = 100
 # gRPC's own message header in front of a message of the largest size.
@@ -95,7 +96,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
         },
         "max_request_headers_kb": _HEADER_KIB_MAX,
         "request_headers_timeout": "10s",
-        "stream_idle_timeout": "60s",
+        "stream_idle_timeout": f"{_IDLE_S:g}s",
         "delayed_close_timeout": "1s",
         # No name of a server; and no path is changed, so that what is routed is what was sent.
         "server_header_transformation": "PASS_THROUGH",
@@ -251,6 +252,9 @@ def _timeouts(seconds: float) -> Json:
     return {
         # The stream's duration is what is bounded; a client's own deadline counts where it is shorter.
         "timeout": "0s",
+        # An upload is silent while its document is worked on, a watch while nothing happens: that is no
+        # reason to end them before their own limit. The service bounds a client that stops sending.
+        "idle_timeout": f"{max(_IDLE_S, seconds):g}s",
         "max_stream_duration": {"max_stream_duration": limit, "grpc_timeout_header_max": limit},
     }
 

@@ -1,0 +1,91 @@
+"""The configuration as text: what must be in it, whatever Envoy would also accept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.common.methods import EDGE_METHODS, HEALTH_METHODS, SERVICES
+from services.gateway.envoy.config import bootstrap, secrets
+from services.gateway.envoy.plan import EdgePlan
+from services.gateway.reflection import PUBLIC_FILES, client_stream_methods, public_pool, public_services
+from tests.gateway.weakened import Json, manager, routes, tls
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Json:
+    addresses = {service: f"127.0.0.1:{1000 + number}" for number, service in enumerate(SERVICES)}
+    streams = client_stream_methods()
+    return bootstrap(
+        EdgePlan("[::1]:8443", tmp_path, tmp_path, tmp_path, addresses, 10, 1 << 30, 4 << 20, streams)
+    )
+
+
+def test_there_is_one_exact_route_for_each_method_and_nothing_else(config: Json) -> None:
+    paths = [route["match"].get("path") for route in routes(config)]
+    assert paths == [*EDGE_METHODS, *HEALTH_METHODS, None]
+    for route in routes(config)[:-1]:
+        assert {"name": ":path", "string_match": {"exact": route["match"]["path"]}} in route["match"][
+            "headers"
+        ]
+    assert "direct_response" in routes(config)[-1]
+
+
+def test_the_table_of_methods_is_what_the_descriptors_say() -> None:
+    """Routes come from the table; this holds the table and the compiled descriptors together."""
+    described = {
+        f"/{service.full_name}/{method.name}"
+        for file in PUBLIC_FILES
+        for service in file.services_by_name.values()
+        for method in service.methods
+        if service.full_name.startswith("sealcomb.v1.")
+    }
+    assert described == {path for path in EDGE_METHODS if path.startswith("/sealcomb.v1.")}
+    assert "grpc.health.v1.Health" in public_services()
+
+
+def test_only_streaming_uploads_are_not_bounded_as_one_message(config: Json) -> None:
+    free = {
+        route["match"]["path"]
+        for route in routes(config)
+        if route.get("typed_per_filter_config", {}).get("buffer", {}).get("disabled")
+        and "path" in route["match"]
+    }
+    assert free == client_stream_methods() == {"/sealcomb.v1.DocumentService/UploadDocument"}
+
+
+def test_every_service_is_known_by_its_certificate_alone(config: Json) -> None:
+    clusters = {cluster["name"]: cluster for cluster in config["static_resources"]["clusters"]}
+    for service in SERVICES:
+        context = clusters[service]["transport_socket"]["typed_config"]["common_tls_context"]
+        names = context["combined_validation_context"]["default_validation_context"][
+            "match_typed_subject_alt_names"
+        ]
+        assert names == [{"san_type": "URI", "matcher": {"exact": f"spiffe://sealcomb.internal/{service}"}}]
+        assert context["tls_params"]["tls_minimum_protocol_version"] == "TLSv1_3"
+
+
+def test_it_fails_closed_and_has_no_administration_interface(config: Json) -> None:
+    (authz,) = [one for one in manager(config)["http_filters"] if one["name"] == "ext_authz"]
+    assert authz["typed_config"]["failure_mode_allow"] is False
+    assert authz["typed_config"]["status_on_error"] == {"code": "ServiceUnavailable"}
+    assert "admin" not in config
+    assert tls(config)["tls_params"]["tls_minimum_protocol_version"] == "TLSv1_3"
+
+
+def test_no_private_key_is_copied_into_it(config: Json, tmp_path: Path) -> None:
+    plan = EdgePlan("127.0.0.1:1", tmp_path, tmp_path, tmp_path, {}, 1, 1, 1, frozenset())
+    for text in (str(config), str(secrets(plan))):
+        assert "inline" not in text.replace("inline_string", "")
+        assert "PRIVATE KEY" not in text
+
+
+def test_the_reflected_pool_holds_public_files_only() -> None:
+    """A15."""
+    pool = public_pool()
+    for name in public_services():
+        assert pool.FindServiceByName(name).full_name == name
+    for inner in ("sealcomb.internal.v1.KeyReleaseService", "sealcomb.internal.v1.PassageService"):
+        with pytest.raises(KeyError):
+            pool.FindServiceByName(inner)
