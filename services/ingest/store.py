@@ -5,6 +5,8 @@ It holds ids and times, never a name, a text or a key. Its methods block; call t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -28,11 +30,31 @@ class Unsettled:
     settle_after_ms: int
 
 
-class Store:
-    """The tables behind one database URL."""
+class Database:
+    """Transactions on ingest's database, whose failures are the project's own errors."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A transaction that is durable once the block has ended. Raises ResourceExhausted, Unavailable."""
+        with _storage_errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection that only reads."""
+        with _storage_errors(), self._engine.connect().execution_options(read_only=True) as connection:
+            yield connection
+
+
+class Store:
+    """The tables of originals behind one database URL."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self.database = Database(engine)
 
     @classmethod
     def open(cls, url: str) -> Store:
@@ -99,13 +121,18 @@ class Store:
         self._engine.dispose()
 
     def _write(self, *statements: sa.Executable) -> None:
-        try:
-            with self._engine.begin() as connection:
-                for statement in statements:
-                    connection.execute(statement)
-        except OperationalError as error:
-            if "disk is full" in str(error.orig):
-                raise ResourceExhausted(
-                    "the storage is full; nothing was written", reason="STORAGE_FULL"
-                ) from error
-            raise Unavailable("the storage failed; try again", reason="STORAGE_FAILED") from error
+        with self.database.begin() as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if "disk is full" in str(error.orig):
+            raise ResourceExhausted(
+                "the storage is full; nothing was written", reason="STORAGE_FULL"
+            ) from error
+        raise Unavailable("the storage failed; try again", reason="STORAGE_FAILED") from error
