@@ -249,7 +249,7 @@ def test_every_route_has_a_limit_and_caps_the_clients_deadline(edge: Edge) -> No
 
 
 def test_a_silent_call_lives_to_its_own_limit(edge: Edge, token: str) -> None:
-    """An upload is silent while its document is worked on; shown with the general idle limit at one second."""
+    """An upload is silent while its document is worked on; shown with the general limit at one second."""
 
     def shorten(config: Json) -> None:
         manager(config)["stream_idle_timeout"] = "1s"
