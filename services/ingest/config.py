@@ -32,6 +32,17 @@ class IngestSettings(ServiceSettings):
     upload_idle_s_max: float = Field(default=30.0, gt=0, le=600)
     upload_s_max: float = Field(default=600.0, gt=0, le=3000)
 
+    # JSON with the operator's OAuth clients; see services.ingest.connections.catalogue.
+    oauth_clients_file: Path | None = None
+    # Registered redirect addresses, separated by commas; loopback ones need not be.
+    oauth_redirect_uris: str = ""
+    # Private hosts that sources may be on, as `host:port` separated by commas, and who vouches for them.
+    egress_allow: str = ""
+    egress_ca_file: Path | None = None
+    # Ingestions that run at once, and how long a worker that died keeps one.
+    ingestion_runs: int = Field(default=2, ge=0, le=64)
+    ingestion_lease_s: float = Field(default=30.0, ge=1, le=600)
+
     extract_workers: int = Field(default=2, ge=1, le=64)
     extract_memory_bytes_max: int = Field(default=2048 * _MIB, ge=512 * _MIB)
     extract_cpu_s_max: int = Field(default=120, ge=1)

@@ -11,14 +11,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import structlog
 import uvloop
 from prometheus_client import start_http_server
 from pydantic import ValidationError
 
-from sealcomb.v1 import document_service_pb2_grpc, search_service_pb2_grpc
+from sealcomb.v1 import (
+    document_service_pb2_grpc,
+    ingestion_service_pb2_grpc,
+    search_service_pb2_grpc,
+    source_service_pb2_grpc,
+)
 from services.common import methods
 from services.common.clock import SystemClock
 from services.common.context import ContextVerifier
@@ -35,6 +41,7 @@ from services.common.telemetry import configure_logging
 from services.ingest.budget import UploadBudget
 from services.ingest.config import IngestSettings
 from services.ingest.documents import Documents
+from services.ingest.egress.client import Egress
 from services.ingest.embed import Embedder, open_embedder
 from services.ingest.embedders.pool import EmbeddingPool
 from services.ingest.extract.process import ExtractionLimits, Extractor
@@ -44,7 +51,12 @@ from services.ingest.pipeline import Pipeline
 from services.ingest.search import EmbedderIdentity, Search
 from services.ingest.servicers.documents import DocumentServicer
 from services.ingest.servicers.events import KeyEvents
+from services.ingest.servicers.ingestions import IngestionServicer
+from services.ingest.servicers.pages import Pages
 from services.ingest.servicers.search import SearchServicer
+from services.ingest.servicers.sources import SourceServicer
+from services.ingest.sources.contract import SourceType
+from services.ingest.sourcing import Around, Sourcing
 from services.ingest.store import Store
 from services.ingest.uploads import UploadLimits, Uploads
 
@@ -57,7 +69,11 @@ _log = structlog.get_logger("ingest")
 
 
 async def serve(
-    settings: IngestSettings, embedder: Embedder, stopping: asyncio.Event, ready: Callable[[int], None]
+    settings: IngestSettings,
+    embedder: Embedder,
+    stopping: asyncio.Event,
+    ready: Callable[[int], None],
+    source_types: Iterable[SourceType[Any]] = (),
 ) -> None:
     """Runs the service until it is told to stop; `ready` is called with its port. Closes the embedder."""
     clock = SystemClock()
@@ -99,6 +115,19 @@ async def serve(
                 settings.document_bytes_max, settings.upload_idle_s_max, settings.upload_s_max
             ),
         )
+        egress = Egress.open(settings.egress_allow, settings.egress_ca_file)
+        around = Around(
+            settings=settings,
+            database=store.database,
+            keys=keys,
+            originals=originals,
+            keyvault=keyvault,
+            vectorstore=vectorstore,
+            pipeline=pipeline,
+            check_collection=identity.check,
+            clock=clock,
+        )
+        sourcing = Sourcing(around, source_types, egress)
         guard = GuardInterceptor(methods.INGEST, rules_for(methods.INGEST), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, received_bytes_max=_RECEIVED_BYTES_MAX)
         document_service_pb2_grpc.add_DocumentServiceServicer_to_server(
@@ -107,7 +136,9 @@ async def serve(
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(
             SearchServicer(search), server.grpc_server
         )
-        watch = asyncio.create_task(keyvault.watch(KeyEvents(keys, originals, search)))
+        register_sourcing(server, sourcing, Pages(keys))
+        watch = asyncio.create_task(keyvault.watch(KeyEvents(keys, originals, search, sourcing)))
+        sourcing.start()
         await server.start()
         await server.set_ready(True)
         _log.info("serving", port=server.port)
@@ -116,6 +147,7 @@ async def serve(
         await stopping.wait()
         _log.info("stopping")
         await server.stop()
+        await sourcing.close()
         await uploads.drain(_DRAIN_S)
         watch.cancel()
     finally:
@@ -126,6 +158,17 @@ async def serve(
         for channel in (keyvault_channel, vectorstore_channel):
             await channel.close()
         store.close()
+
+
+def register_sourcing(server: InnerServer, sourcing: Sourcing, pages: Pages) -> None:
+    """Adds the services of connections and ingestions."""
+    source_service_pb2_grpc.add_SourceServiceServicer_to_server(
+        SourceServicer(sourcing.catalogue, sourcing.connections, pages), server.grpc_server
+    )
+    ingestion_service_pb2_grpc.add_IngestionServiceServicer_to_server(
+        IngestionServicer(sourcing.ingestions, sourcing.views, sourcing.connections, pages),
+        server.grpc_server,
+    )
 
 
 async def _run(settings: IngestSettings) -> None:

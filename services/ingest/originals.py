@@ -82,6 +82,13 @@ class Originals:
         await asyncio.to_thread(self._objects.put, object_key, _sealed(key, identity, parts))
         return object_key
 
+    async def put(self, account: str, collection_id: str, object_id: str, parts: Sequence[bytes]) -> None:
+        """Seals and stores an original that its caller remembers already, under an id of its own."""
+        key = await self._keys.current(collection_id, PURPOSE)
+        identity = Identity(account, collection_id, _KIND, object_id)
+        object_key = f"{account}/{collection_id}/{object_id}"
+        await asyncio.to_thread(self._objects.put, object_key, _sealed(key, identity, parts))
+
     async def unsettle(
         self, account: str, collection_id: str, document_id: str, commit_within_s: float
     ) -> str:

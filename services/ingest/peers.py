@@ -56,10 +56,12 @@ class VectorstoreClient:
         return _record(response.document)
 
     async def put(
-        self, collection_id: str, record: DocumentRecord, passages: tuple[Passage, ...]
+        self, collection_id: str, record: DocumentRecord, passages: tuple[Passage, ...], replaces: str = ""
     ) -> DocumentRecord:
-        """Commits a record with its passages; the record that is there now."""
-        request = pb.PutDocumentRequest(collection_id=collection_id, document=_record_proto(record))
+        """Commits a record with its passages, in the place of the one it replaces; the record there now."""
+        request = pb.PutDocumentRequest(
+            collection_id=collection_id, document=_record_proto(record), replaces_document_id=replaces
+        )
         for passage in passages:
             request.passages.add(
                 index=passage.index, page=passage.page, text=passage.text, vector_f32=passage.vector
@@ -88,6 +90,11 @@ class VectorstoreClient:
     async def delete(self, collection: str, document_id: str) -> None:
         """Deletes a record and its passages. Raises NotFound."""
         request = pb.DeleteDocumentRecordRequest(collection=collection, id=document_id)
+        await _call(self._stub.DeleteDocumentRecord, request)
+
+    async def delete_by_id(self, collection_id: str, document_id: str) -> None:
+        """The same for a collection by its id."""
+        request = pb.DeleteDocumentRecordRequest(collection_id=collection_id, id=document_id)
         await _call(self._stub.DeleteDocumentRecord, request)
 
     async def search(self, query: SearchQuery, vector: bytes) -> list[Hit]:
@@ -154,9 +161,18 @@ def _record_proto(record: DocumentRecord) -> pb.DocumentRecord:
         size_bytes=record.size_bytes,
         passages=record.passages,
         pages=record.pages,
-        metadata=cast("Struct | None", record.metadata),
+        metadata=_struct(record.metadata),
         principals=record.principals,
         create_time_ms=record.create_time_ms,
         object_key=record.object_key,
         idempotency_key=record.idempotency_key,
     )
+
+
+def _struct(metadata: object) -> Struct | None:
+    """Metadata as a caller's message, or a source's plain values."""
+    if metadata is None or isinstance(metadata, Struct):
+        return metadata
+    struct = Struct()
+    struct.update(cast("dict[str, Any]", metadata))
+    return struct

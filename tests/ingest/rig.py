@@ -27,8 +27,12 @@ from sealcomb.internal.v1 import passage_service_pb2 as ps
 from sealcomb.internal.v1 import passage_service_pb2_grpc as ps_stubs
 from sealcomb.v1 import document_service_pb2 as docs
 from sealcomb.v1 import document_service_pb2_grpc as docs_stubs
+from sealcomb.v1 import ingestion_service_pb2 as ingestion
+from sealcomb.v1 import ingestion_service_pb2_grpc as ingestion_stubs
 from sealcomb.v1 import search_service_pb2 as search
 from sealcomb.v1 import search_service_pb2_grpc as search_stubs
+from sealcomb.v1 import source_service_pb2 as source
+from sealcomb.v1 import source_service_pb2_grpc as source_stubs
 from services.common import ids
 from services.common.clock import SystemClock
 from services.common.context import (
@@ -39,7 +43,7 @@ from services.common.context import (
     current_account,
     current_caller,
 )
-from services.common.errors import FailedPrecondition, KeyDisabled, NotFound, SealcombError
+from services.common.errors import FailedPrecondition, KeyDisabled, NotFound, PermissionDenied, SealcombError
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.server import InnerServer
@@ -63,6 +67,8 @@ class FakeKeyvault(kv_stubs.KeyReleaseServiceServicer):
     disabled: set[str] = field(default_factory=set)
     destroyed: set[str] = field(default_factory=set)
     permits: dict[str, bool] = field(default_factory=dict)
+    grants: dict[str, CallContext] = field(default_factory=dict)
+    suspended: set[str] = field(default_factory=set)
     watchers: list[asyncio.Queue[kv.WatchKeyEventsResponse]] = field(default_factory=list)
     releases: int = 0
 
@@ -93,7 +99,35 @@ class FakeKeyvault(kv_stubs.KeyReleaseServiceServicer):
             job_id=request.job_id,
             bearer="ingest",
         )
-        return kv.IssuePermitResponse(permit=self.signer.sign(context))
+        if request.collection_id:
+            context = replace(context, collections=(), collection_ids=(request.collection_id,))
+        grant = ""
+        if request.standing:
+            # As keyvault's own, a grant is signed and says nothing of names; here it is looked up.
+            grant = f"grant-{request.job_id}"
+            self.grants[grant] = context
+        return kv.IssuePermitResponse(permit=self.signer.sign(context), grant=grant)
+
+    async def RenewPermit(self, request: kv.RenewPermitRequest, _context: Any) -> kv.RenewPermitResponse:
+        """A fresh permit, unless the job has ended or the account may not."""
+        found = self.grants.get(request.grant)
+        if found is None or not self.permits.get(found.job_id):
+            raise PermissionDenied("the permit has ended", reason="PERMIT_ENDED")
+        if found.account in self.disabled:
+            raise KeyDisabled
+        if found.account in self.suspended:
+            raise FailedPrecondition("the account is suspended", reason="ACCOUNT_SUSPENDED")
+        now = SystemClock().now_s()
+        fresh = replace(found, issued_s=now, expires_s=now + request.ttl_s)
+        return kv.RenewPermitResponse(permit=self.signer.sign(fresh))
+
+    async def DestroyResource(
+        self, request: kv.DestroyResourceRequest, _context: Any
+    ) -> kv.DestroyResourceResponse:
+        """Destroys keys, and tells everybody."""
+        self.destroyed.add(request.resource)
+        self.push(kv.KEY_EVENT_RESOURCE_DESTROYED, current_account(), request.resource)
+        return kv.DestroyResourceResponse()
 
     async def EndPermit(self, request: kv.EndPermitRequest, _context: Any) -> kv.EndPermitResponse:
         """Ends a permit."""
@@ -163,10 +197,15 @@ class FakeVectorstore(ps_stubs.PassageServiceServicer):
             await self.before_put()
         for (account, _name), collection in self.collections.items():
             if account == current_account() and collection.id == request.collection_id:
+                self._check_permit(collection)
                 key = request.document.idempotency_key
                 for record in collection.records.values():
                     if key and record.idempotency_key == key:
                         return ps.PutDocumentResponse(document=record)
+                same = collection.records.get(request.document.id)
+                if same is not None and same.object_key == request.document.object_key:
+                    return ps.PutDocumentResponse(document=same)
+                assert same is None or request.replaces_document_id == request.document.id
                 collection.records[request.document.id] = request.document
                 collection.passages[request.document.id] = list(request.passages)
                 if self.after_put is not None:
@@ -199,7 +238,8 @@ class FakeVectorstore(ps_stubs.PassageServiceServicer):
         self, request: ps.DeleteDocumentRecordRequest, _context: Any
     ) -> ps.DeleteDocumentRecordResponse:
         """Removes a record and its passages."""
-        collection = self._named(request.collection)
+        collection = self._with_id(request.collection_id) if request.collection_id else None
+        collection = collection or self._named(request.collection)
         record = collection.records.pop(request.id, None)
         if record is None:
             raise NotFound("no such document", reason="DOCUMENT_NOT_FOUND")
@@ -235,7 +275,20 @@ class FakeVectorstore(ps_stubs.PassageServiceServicer):
         found = self.collections.get((current_account(), name))
         if found is None:
             raise NotFound("no such collection", reason="COLLECTION_NOT_FOUND")
+        self._check_permit(found)
         return found
+
+    def _with_id(self, id_: str) -> FakeCollection:
+        for (account, _name), found in self.collections.items():
+            if account == current_account() and found.id == id_:
+                self._check_permit(found)
+                return found
+        raise NotFound("no such collection", reason="COLLECTION_NOT_FOUND")
+
+    def _check_permit(self, collection: FakeCollection) -> None:
+        allowed = current_caller().context.collection_ids
+        if allowed and collection.id not in allowed:
+            raise NotFound("no such collection", reason="COLLECTION_NOT_FOUND")
 
 
 @dataclass
@@ -250,6 +303,7 @@ class Rig:
     ca: TestCa
     signer: ContextSigner
     port: int = 0
+    source_types: tuple[Any, ...] = ()
 
     @property
     def objects(self) -> list[str]:
@@ -314,13 +368,10 @@ class Rig:
         return response.document
 
     async def call(self, name: str, request: Any, account: str = ACCOUNT, **changes: Any) -> Any:
-        """Calls a unary method of either service."""
-        is_search = name.startswith("Search")
-        service = "SearchService" if is_search else "DocumentService"
+        """Calls a unary method of any service."""
+        service, make_stub = next(found for names, *found in _SERVICES if name in names)
         async with self.channel() as channel:
-            stub: Any = (search_stubs.SearchServiceStub if is_search else docs_stubs.DocumentServiceStub)(
-                channel
-            )
+            stub: Any = make_stub(channel)
             metadata = self.metadata(f"/sealcomb.v1.{service}/{name}", account, **changes)
             return await getattr(stub, name)(request, metadata=metadata, timeout=30)
 
@@ -337,6 +388,15 @@ class Rig:
         return parts[0].document, b"".join(part.chunk for part in parts[1:])
 
 
+_SERVICES: tuple[tuple[set[str], str, Any], ...] = tuple(
+    (set(module.DESCRIPTOR.services_by_name[name].methods_by_name), name, getattr(made, f"{name}Stub"))
+    for module, made, name in (
+        (docs, docs_stubs, "DocumentService"),
+        (search, search_stubs, "SearchService"),
+        (source, source_stubs, "SourceService"),
+        (ingestion, ingestion_stubs, "IngestionService"),
+    )
+)
 UPLOAD = "/sealcomb.v1.DocumentService/UploadDocument"
 DOWNLOAD = "/sealcomb.v1.DocumentService/DownloadDocument"
 
@@ -380,7 +440,11 @@ async def refuse(kind: type[SealcombError], reason: str) -> None:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, embedder: HashEmbedder | None = None, **settings: Any
+    folder: Path,
+    *,
+    embedder: HashEmbedder | None = None,
+    source_types: Iterable[Any] = (),
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
     """Starts fakes and ingest; stops them again."""
     ca = TestCa.make()
@@ -418,6 +482,7 @@ async def running(
     rig = Rig(
         folder, made, embedder or HashEmbedder(), fake_keyvault, fake_vectorstore, ca, ContextSigner(gateway)
     )
+    rig.source_types = tuple(source_types)
     try:
         async with ingest_of(rig):
             yield rig
@@ -432,7 +497,7 @@ async def ingest_of(rig: Rig) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     port: asyncio.Future[int] = loop.create_future()
     stopping = asyncio.Event()
-    task = asyncio.create_task(serve(rig.settings, rig.embedder, stopping, port.set_result))
+    task = asyncio.create_task(serve(rig.settings, rig.embedder, stopping, port.set_result, rig.source_types))
 
     def failed(done: asyncio.Task[None]) -> None:
         # Ends before it is ready only by failing, and then the failure is what the test should show.

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from services.common.clock import Clock
 from services.common.datakeys import DataKeys
-from services.common.errors import NotFound, SealcombError, Unavailable
+from services.common.errors import Kind, NotFound, SealcombError, Unavailable
 from services.common.sealing import Identity, key_id_of, open_sealed, seal
 from services.ingest.connections.oauth import ProviderRefused
 from services.ingest.connections.records import (
@@ -108,7 +108,13 @@ class Vault:
 
     async def open(self, account: str, id_: str, kind: str, version: int, sealed: bytes) -> bytes:
         """The bytes again. Raises OpenFailed, and NotFound once the key is destroyed."""
-        key = await self._keys.by_id(id_, PURPOSE, key_id_of(sealed))
+        try:
+            key = await self._keys.by_id(id_, PURPOSE, key_id_of(sealed))
+        except SealcombError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            # The one kind that is acted on by its type.
+            raise NotFound(error.message, reason=error.reason) from None
         return open_sealed(key, Identity(account, id_, kind, version=version), sealed)
 
     async def secrets(self, row: ConnectionRow) -> Secrets:

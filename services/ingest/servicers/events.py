@@ -7,6 +7,8 @@ is finished by a later start if this one is killed, and what a missed event leav
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import structlog
 
 from services.common.datakeys import DataKeys
@@ -15,16 +17,27 @@ from services.common.rpc.keyvault import KeyEvent
 from services.ingest.originals import Originals
 from services.ingest.search import Search
 
+_FOR_GOOD = frozenset({KeyEvent.RESOURCE_DESTROYED, KeyEvent.ACCOUNT_DESTROYED})
 _log = structlog.get_logger("key-events")
+
+
+class Work(Protocol):
+    """What runs without a call: ingestions."""
+
+    async def keys_gone(self, account: str, resource: str, *, for_good: bool) -> None:
+        """Stops what works with an account's keys, or with those of one resource."""
 
 
 class KeyEvents:
     """The handler that the keyvault client's `watch` calls."""
 
-    def __init__(self, keys: DataKeys, originals: Originals, search: Search) -> None:
+    def __init__(
+        self, keys: DataKeys, originals: Originals, search: Search, work: Work | None = None
+    ) -> None:
         self._keys = keys
         self._originals = originals
         self._search = search
+        self._work = work
 
     async def __call__(self, event: KeyEvent, account: str, resource: str) -> None:
         """Acts on one event; never raises, since the watch must go on."""
@@ -40,6 +53,8 @@ class KeyEvents:
         if not account:
             return
         try:
+            if self._work is not None:
+                await self._work.keys_gone(account, resource, for_good=event in _FOR_GOOD)
             if event is KeyEvent.RESOURCE_DESTROYED and resource:
                 await self._originals.remove_all(account, resource)
             elif event is KeyEvent.ACCOUNT_DESTROYED:
