@@ -78,7 +78,7 @@ class Documents:
         """Deletes a document: record, passages, original. Raises NotFound."""
         collection_id, record = await self._find(collection, document_id)
         object_key = await self._originals.unsettle(
-            current_account(), collection_id, record.id, _DELETE_WITHIN_S
+            current_account(), collection_id, record.id, _DELETE_WITHIN_S, record.object_key
         )
         await self._records.delete(collection, document_id)
         await self._originals.discard(object_key)

@@ -90,10 +90,18 @@ class Originals:
         await asyncio.to_thread(self._objects.put, object_key, _sealed(key, identity, parts))
 
     async def unsettle(
-        self, account: str, collection_id: str, document_id: str, commit_within_s: float
+        self,
+        account: str,
+        collection_id: str,
+        document_id: str,
+        commit_within_s: float,
+        object_key: str = "",
     ) -> str:
-        """Remembers that an original's record is about to come or to go; its object key."""
-        object_key = f"{account}/{collection_id}/{document_id}"
+        """Remembers that an original's record is about to come or to go; its object key.
+
+        The key is the document's, unless it is given: versions of one document have one object each.
+        """
+        object_key = object_key or f"{account}/{collection_id}/{document_id}"
         settle_after_ms = int((self._clock.now_s() + commit_within_s + _SETTLE_MARGIN_S) * 1000)
         row = Unsettled(object_key, account, collection_id, document_id, settle_after_ms)
         await asyncio.to_thread(self._store.add_unsettled, row)

@@ -286,6 +286,11 @@ class Run:
                 return
             try:
                 await work(item)
+            except asyncio.CancelledError:
+                # The run is stopped; that is not the item's fault.
+                with contextlib.suppress(SealcombError):
+                    await asyncio.shield(asyncio.create_task(self._give_back(item)))
+                raise
             except SealcombError as error:
                 await self._failed(item, error)
             else:
