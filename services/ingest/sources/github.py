@@ -105,7 +105,6 @@ class GitHubType:
     def __init__(
         self,
         api_url: str = "https://api.github.com",
-        login_url: str = "https://github.com",
         *,
         timing: Timing | None = None,
         limits: RetryLimits | None = None,
@@ -113,6 +112,9 @@ class GitHubType:
         self._api_url = api_url.rstrip("/")
         self._timing = timing
         self._limits = limits
+        # An enterprise server has its API under /api/v3 of the host that people log in at.
+        public = self._api_url == "https://api.github.com"
+        login_url = "https://github.com" if public else f"https://{parse_url(self._api_url).netloc}"
         # `repo` is the least scope that reads private repositories' contents.
         self.oauth: OAuthProfile | None = OAuthProfile(
             authorize_url=f"{login_url}/login/oauth/authorize",
