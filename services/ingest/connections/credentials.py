@@ -144,12 +144,16 @@ class Credentials:
     ) -> str:
         """The token of a connection, fresher than the one that was refused. Raises CredentialRefused."""
         end_s = self._clock.monotonic_s() + _WAIT_S_MAX
+        first: int | None = None
         while True:
             row = await self._row(account, id_)
+            first = row.version if first is None else first
             secrets = await self._vault.secrets(row)
             if secrets.tokens is None or profile is None:
                 return _secret(secrets, refused)
-            if secrets.tokens.access != refused and not self._is_old(secrets.tokens):
+            # However short its life, what came since this began is as fresh as it gets.
+            fresh = row.version > first or not self._is_old(secrets.tokens)
+            if secrets.tokens.access != refused and fresh:
                 return secrets.tokens.access
             client = secrets.client or client
             if not secrets.tokens.refresh or client is None:
@@ -175,7 +179,8 @@ class Credentials:
         return row
 
     def _is_old(self, tokens: Tokens) -> bool:
-        return bool(tokens.expire_s) and tokens.expire_s - _EARLY_S <= self._clock.now_s()
+        early_s = min(_EARLY_S, tokens.life_s / 10)
+        return bool(tokens.expire_s) and tokens.expire_s - early_s <= self._clock.now_s()
 
     async def _refresh(
         self, row: ConnectionRow, secrets: Secrets, profile: OAuthProfile, client: Client

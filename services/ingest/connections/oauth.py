@@ -249,6 +249,7 @@ class OAuth:
             access=_token(fields.get("access_token")),
             refresh=_token(renewed) if renewed else refresh_token,
             expire_s=self._clock.now_s() + life_s if life_s else 0.0,
+            life_s=float(life_s),
             scopes=tuple(re.split(r"[ ,]+", scopes.strip())) if isinstance(scopes, str) and scopes else (),
         )
 

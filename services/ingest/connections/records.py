@@ -45,6 +45,7 @@ class Tokens:
     access: str = field(repr=False)
     refresh: str = field(default="", repr=False)
     expire_s: float = 0.0
+    life_s: float = 0.0
     scopes: tuple[str, ...] = ()
 
 
