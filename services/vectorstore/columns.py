@@ -51,7 +51,11 @@ class Columns:
     def has(self, name: str, live: Mask) -> bool:
         """Whether any living row has the field."""
         column = self._columns.get(name)
-        return column is not None and bool(live[column.rows.view()].any())
+        if column is None:
+            return False
+        rows = column.rows.view()
+        # Where another thread asks, the column may already have rows that came later.
+        return bool(live[rows[rows < len(live)]].any())
 
     def one_of(self, name: str, values: Iterable[Scalar], rows: int) -> Mask:
         """The rows of which a value of the field equals one of these."""

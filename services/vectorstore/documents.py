@@ -26,7 +26,7 @@ from services.vectorstore.operations import (
     Passage,
     PutDocument,
 )
-from services.vectorstore.state import Capture, Point, State, Steps
+from services.vectorstore.state import Capture, Look, Point, State, Steps
 
 _PRINCIPAL = "principal"
 _ROW_BYTES = 250
@@ -146,18 +146,28 @@ class DocumentState(State):
                 return row
         return None
 
-    def allowed(self, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
+    def look(self) -> Look:
+        """Which rows and documents there are."""
+        return Look(
+            self.index.live.copy(),
+            self._alive.view().copy(),
+            self._open.view(),
+            self._restricted > 0,
+            self._owner.view(),
+        )
+
+    def seen(self, look: Look, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
         """The rows of documents that match and are open, or open to one of the principals."""
-        if condition is None and not self._restricted:
+        if condition is None and not look.restricted:
             return None
-        seen = self._open.view() & self._alive.view()
+        seen = look.open & look.alive
         if principals:
             may = self._principals.one_of(_PRINCIPAL, principals, len(seen))
-            seen |= may & self._alive.view()
+            seen |= may & look.alive
         if condition is not None:
             # Of the documents that may be seen alone: even an error must not tell of others.
             seen = resolve(condition, self.columns, seen)
-        mask: Mask = seen[self._owner.view()] & self.index.live
+        mask: Mask = seen[look.owner] & look.live
         return mask
 
     def capture(self) -> DocumentCapture:

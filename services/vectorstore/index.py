@@ -12,47 +12,24 @@ in the matrix, in the graph when it is next built.
 
 from __future__ import annotations
 
-import enum
 import threading
 from dataclasses import dataclass
 
 import hnswlib
 import numpy as np
-import numpy.typing as npt
 
 from services.vectorstore.arrays import Growable
+from services.vectorstore.nearest import Found, Mask, Metric, Rows, Sight, Vectors, lengths_of, unit
 
-Vectors = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
+__all__ = ["Found", "Graph", "GraphPlan", "Mask", "Metric", "Rows", "VectorIndex", "Vectors", "build_graph"]
 
 FLAT_MAX = 8_000
-EF_DEFAULT = 128
 _M = 16
 _EF_CONSTRUCTION = 100
-# Below this many matches an exact look at each beats a filtered walk through the graph.
-_GATHER_MAX = 5_000
 _TAIL_MIN = 2_000
 _DEAD_SHARE_MAX = 0.3
 _BUILD_BATCH = 256
-_BLOCK_ROWS = 1024
 _GRAPH_BYTES_A_ROW = 4 * (2 * _M + 2) + 48
-
-
-class Metric(enum.Enum):
-    """How near two vectors are."""
-
-    COSINE = 1
-    DOT = 2
-    L2 = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Rows in order of nearness, with scores: similarity, or squared distance for L2."""
-
-    rows: Rows
-    scores: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +51,9 @@ class Graph:
         self.rows = rows
         self.until = until
         self.dead = 0
+        # `ef` belongs to the index, not to a query, and queries of several threads overlap.
+        self._lock = threading.Lock()
+        self._frontiers: list[int] = []
 
     @property
     def size_bytes(self) -> int:
@@ -91,13 +71,19 @@ class Graph:
         k = min(k, len(self.rows) - self.dead)
         if k <= 0:
             return np.empty(0, np.int64)
-        self._index.set_ef(max(ef, k))
+        ef = max(ef, k)
         # bytes.__getitem__ is the cheapest callback there is.
         wanted = None if allowed is None else allowed.tobytes().__getitem__
+        with self._lock:
+            self._frontiers.append(ef)
+            self._index.set_ef(max(self._frontiers))
         try:
             labels, _distances = self._index.knn_query(query, k, num_threads=1, filter=wanted)
         except RuntimeError:
             return None
+        finally:
+            with self._lock:
+                self._frontiers.remove(ef)
         return np.asarray(labels[0], np.int64)
 
 
@@ -112,7 +98,7 @@ def build_graph(plan: GraphPlan, stop: threading.Event) -> Graph | None:
         rows = plan.rows[start : start + _BUILD_BATCH]
         vectors = plan.vectors[rows]
         if plan.metric is Metric.COSINE:
-            vectors = _unit(vectors)
+            vectors = unit(vectors)
         index.add_items(vectors, rows, num_threads=1)
     return Graph(plan.metric, index, plan.rows, plan.until)
 
@@ -167,7 +153,7 @@ class VectorIndex:
     def reserve(self, vectors: Vectors) -> int:
         """Takes rows for vectors, dead until `publish`; returns the first row."""
         if self.metric is Metric.COSINE:
-            self._scale.extend(1.0 / _lengths(vectors))
+            self._scale.extend(1.0 / lengths_of(vectors))
         self._vectors.extend(vectors)
         first = self._live.extend(np.zeros(len(vectors), np.bool_))
         self._dead += len(vectors)
@@ -202,22 +188,13 @@ class VectorIndex:
         self._pins -= 1
         self._wipe()
 
-    def search(self, query: Vectors, k: int, ef: int = 0, allowed: Mask | None = None) -> Found:
-        """The `k` nearest living rows among the allowed ones; all rows where `allowed` is None.
+    def sight(self, live: Mask) -> Sight:
+        """The rows as they are now, to be searched here or in another thread; `live` is a copy of its own."""
+        return Sight(self.metric, self._vectors.view(), self._scale.view(), live, self._graph)
 
-        `allowed` has been masked with `live`. `ef` bounds the walk through the graph; 0 is the default.
-        """
-        if self.metric is Metric.COSINE:
-            query = _unit(query[np.newaxis, :])[0]
-        # A few more than asked for: single precision may misorder the last places.
-        wanted = k + 8
-        if allowed is not None and np.count_nonzero(allowed) <= _GATHER_MAX:
-            rows = self._nearest_of(query, np.flatnonzero(allowed), wanted)
-        elif self._graph is None:
-            rows = self._scan(query, 0, wanted, allowed)
-        else:
-            rows = self._walk(self._graph, query, wanted, ef, allowed)
-        return self._ranked(query, rows, k)
+    def search(self, query: Vectors, k: int, ef: int = 0, allowed: Mask | None = None) -> Found:
+        """See Sight; for the event loop."""
+        return self.sight(self._live.view()).search(query, k, ef, allowed)
 
     def wants_graph(self) -> bool:
         """Whether a new graph would pay: the exact part is large, or the graph is full of dead rows."""
@@ -253,65 +230,3 @@ class VectorIndex:
             for rows in self._unwiped:
                 self._vectors.view()[rows] = 0.0
             self._unwiped.clear()
-
-    def _walk(self, graph: Graph, query: Vectors, wanted: int, ef: int, allowed: Mask | None) -> Rows:
-        near = graph.search(query, wanted, ef or max(EF_DEFAULT, 2 * wanted), allowed)
-        if near is None:
-            return self._scan(query, 0, wanted, allowed)
-        return np.concatenate([near, self._scan(query, graph.until, wanted, allowed)])
-
-    def _scan(self, query: Vectors, start: int, wanted: int, allowed: Mask | None) -> Rows:
-        live = self._live.view(start) if allowed is None else allowed[start:]
-        nearness = self._nearness(query, self._vectors.view(start), self._scale.view(start))
-        nearness[~live] = -np.inf
-        rows = _top(nearness, wanted)
-        kept: Rows = rows[live[rows]] + start
-        return kept
-
-    def _nearest_of(self, query: Vectors, rows: Rows, wanted: int) -> Rows:
-        scale = self._scale.view()[rows] if self.metric is Metric.COSINE else self._scale.view()
-        nearness = self._nearness(query, self._vectors.view()[rows], scale)
-        near: Rows = rows[_top(nearness, wanted)]
-        return near
-
-    def _nearness(self, query: Vectors, vectors: Vectors, scale: npt.NDArray[np.float32]) -> Vectors:
-        """Larger is nearer."""
-        if self.metric is not Metric.L2:
-            dots: Vectors = vectors @ query
-            return dots * scale if self.metric is Metric.COSINE else dots
-        nearness = np.empty(len(vectors), np.float32)
-        # Differences, block by block: |a|^2 - 2ab + |b|^2 loses near neighbours far from the origin.
-        for start in range(0, len(vectors), _BLOCK_ROWS):
-            block = vectors[start : start + _BLOCK_ROWS] - query
-            nearness[start : start + len(block)] = -np.einsum("ij,ij->i", block, block)
-        return nearness
-
-    def _ranked(self, query: Vectors, rows: Rows, k: int) -> Found:
-        """Exact scores in double precision, and the order by them, then by row."""
-        vectors = self._vectors.view()[rows].astype(np.float64)
-        wanted = query.astype(np.float64)
-        if self.metric is Metric.L2:
-            scores: npt.NDArray[np.float64] = np.square(vectors - wanted).sum(1)
-            order = np.lexsort((rows, scores))[:k]
-        else:
-            scores = np.asarray(vectors @ wanted)
-            if self.metric is Metric.COSINE:
-                scores = scores / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(wanted))
-            order = np.lexsort((rows, -scores))[:k]
-        return Found(rows[order], scores[order])
-
-
-def _top(nearness: Vectors, count: int) -> Rows:
-    if count >= len(nearness):
-        return np.arange(len(nearness))
-    return np.argpartition(nearness, len(nearness) - count)[-count:]
-
-
-def _lengths(vectors: Vectors) -> Vectors:
-    # Double precision: the squares of very short or long vectors leave the range of single.
-    return np.asarray(np.linalg.norm(vectors.astype(np.float64), axis=1), np.float32)
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.maximum(_lengths(vectors), np.float32(1e-30))
-    return np.asarray(vectors / lengths[:, np.newaxis], np.float32)

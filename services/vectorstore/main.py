@@ -68,10 +68,10 @@ def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> 
         Collections(node.catalog, node.keys, node.purge, embedder), server.grpc_server
     )
     vector_service_pb2_grpc.add_VectorServiceServicer_to_server(
-        VectorPoints(node.catalog, node.residency), server.grpc_server
+        VectorPoints(node.catalog, node.residency, node.finder), server.grpc_server
     )
     passage_service_pb2_grpc.add_PassageServiceServicer_to_server(
-        Passages(node.catalog, node.residency, node.workers), server.grpc_server
+        Passages(node.catalog, node.residency, node.finder, node.workers), server.grpc_server
     )
 
 

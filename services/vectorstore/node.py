@@ -19,6 +19,7 @@ from services.vectorstore.collection import Parts
 from services.vectorstore.log import Committer
 from services.vectorstore.opening import Opener
 from services.vectorstore.residency import Residency
+from services.vectorstore.searching import Finder
 from services.vectorstore.store import Store
 from services.vectorstore.upkeep import Upkeep
 
@@ -56,6 +57,8 @@ class Node:
         self._objects = objects
         # Milliseconds each: openings, large seals, text analysis, SQL.
         self.workers = ThreadPoolExecutor(_WORKERS, "worker")
+        self._searchers = ThreadPoolExecutor(_WORKERS, "search")
+        self.finder = Finder(self._searchers)
         # Seconds each; one at a time, so that queries keep a core.
         self._builders = ThreadPoolExecutor(1, "builder")
         self.committer = Committer(self.store.append)
@@ -107,6 +110,7 @@ class Node:
         self.committer.close()
         self.workers.shutdown()
         self._builders.shutdown()
+        self._searchers.shutdown()
         self._engine.dispose()
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:

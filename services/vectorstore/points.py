@@ -11,7 +11,7 @@ from services.vectorstore.filters import Filter, resolve
 from services.vectorstore.index import Mask, Metric, VectorIndex, Vectors
 from services.vectorstore.metadata import fields_of
 from services.vectorstore.operations import DataDamaged, DeletePoints, Operation, UpsertPoints
-from services.vectorstore.state import Capture, Point, State, Steps, living
+from services.vectorstore.state import Capture, Look, Point, State, Steps, living
 
 _BATCH = 1000
 # What a row takes beside its vector, metadata and text: strings, list places, the id's entry.
@@ -73,9 +73,14 @@ class PointState(State):
         """The row of a point."""
         return self._rows.get(id_)
 
-    def allowed(self, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
-        """The living rows that match; points know no principals."""
-        return None if condition is None else resolve(condition, self.columns, self.index.live)
+    def look(self) -> Look:
+        """Which rows there are."""
+        nothing = np.empty(0, np.bool_)
+        return Look(self.index.live.copy(), nothing, nothing, False, np.empty(0, np.int32))
+
+    def seen(self, look: Look, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
+        """The rows that match; points know no principals."""
+        return None if condition is None else resolve(condition, self.columns, look.live)
 
     def capture(self) -> PointCapture:
         """The present state for another thread."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from services.common.errors import ResourceExhausted
 from services.vectorstore.documents import DocumentState
-from services.vectorstore.filters import Filter
+from services.vectorstore.filters import Filter, count
 from services.vectorstore.fusion import DEPTH, fuse
-from services.vectorstore.index import Found, Vectors
+from services.vectorstore.index import Found, Mask, Vectors
 from services.vectorstore.operations import Document, Passage
 from services.vectorstore.residency import Use
-from services.vectorstore.state import Point
+from services.vectorstore.state import Point, State
 from services.vectorstore.writing import not_text
 
 _NOTHING = Found(np.empty(0, np.int64), np.empty(0, np.float64))
@@ -46,51 +50,155 @@ class PassageHit:
     score: float
 
 
-def query(
-    use: Use, vector: Vectors, k: int, ef: int, condition: Filter | None, with_vectors: bool
-) -> list[Hit]:
-    """The nearest points that match. Under a millisecond for small collections and graphs."""
-    state = use.collection.state
-    if not state.points:
-        return []
-    found = state.index.search(vector, k, ef, state.allowed(condition))
-    vectors = state.index.vectors(found.rows) if with_vectors else None
-    return [
-        Hit(state.point(row), score, None if vectors is None else vectors[place])
-        for place, (row, score) in enumerate(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
-    ]
+# What a condition of a filter costs by row, measured.
+_CONDITION_MS = 5e-6
+# A search that takes longer goes to a thread, so that it holds no other call up.
+_INLINE_MS = 1.0
+_TRIES = 3
+_WAITING_MAX = 256
+_Search = Callable[[], Found]
+_T = TypeVar("_T")
 
 
-def search_passages(
-    use: Use,
-    mode: Mode,
-    vector: Vectors | None,
-    text: str,
-    k: int,
-    condition: Filter | None,
-    principals: Sequence[str],
-) -> list[PassageHit]:
-    """The best passages of documents that match and may be seen."""
-    state = use.collection.state
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A query for points."""
+
+    vector: Vectors
+    k: int
+    ef: int
+    condition: Filter | None
+    with_vectors: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPassages:
+    """A search for passages; no vector for words alone."""
+
+    mode: Mode
+    vector: Vectors | None
+    text: str
+    k: int
+    condition: Filter | None
+    principals: Sequence[str]
+
+
+class Finder:
+    """Runs searches: short ones at once, long ones in a thread, of which there are few."""
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._waiting = 0
+
+    async def query(self, use: Use, wanted: Wanted) -> list[Hit]:
+        """The nearest points that match."""
+        state, found = await self._found(use, lambda state: _plan_query(state, wanted))
+        vectors = state.index.vectors(found.rows) if wanted.with_vectors else None
+        return [
+            Hit(state.point(row), score, None if vectors is None else vectors[place])
+            for place, (row, score) in enumerate(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
+        ]
+
+    async def search_passages(self, use: Use, wanted: WantedPassages) -> list[PassageHit]:
+        """The best passages of documents that match and may be seen."""
+        if not isinstance(use.collection.state, DocumentState):
+            raise not_text()
+        state, found = await self._found(use, lambda state: _plan_passages(state, wanted))
+        if not isinstance(state, DocumentState):
+            raise not_text()
+        return [
+            PassageHit(*state.passage(row), score)
+            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        ]
+
+    async def matching(self, use: Use, condition: Filter | None) -> tuple[State, Mask | None]:
+        """The state now, and which of its rows match; None for all that it has."""
+        state = use.collection.state
+        look = state.look()
+        cost_ms = count(condition) * len(look.live) * _CONDITION_MS if condition else 0.0
+        if cost_ms <= _INLINE_MS:
+            return state, state.seen(look, condition)
+        mask = await self._elsewhere(lambda: state.seen(look, condition))
+        if state is not use.collection.state:
+            return use.collection.state, use.collection.state.allowed(condition)
+        return state, None if mask is None else mask & state.index.live[: len(mask)]
+
+    async def _found(self, use: Use, plan: Callable[[State], tuple[_Search, float]]) -> tuple[State, Found]:
+        """What a search finds, and the state in which all of it is there now."""
+        for _ in range(_TRIES):
+            state = use.collection.state
+            search, cost_ms = plan(state)
+            if cost_ms <= _INLINE_MS:
+                return state, search()
+            found = await self._elsewhere(search)
+            # What was deleted meanwhile must not be answered, and leaves a gap that something else fills.
+            if state is use.collection.state and state.index.live[found.rows].all():
+                return state, found
+        state = use.collection.state
+        return state, plan(state)[0]()
+
+    async def _elsewhere(self, search: Callable[[], _T]) -> _T:
+        if self._waiting >= _WAITING_MAX:
+            raise ResourceExhausted(
+                "too many searches wait; slow down", reason="SEARCH_QUEUE_FULL", retry_after_s=0.5
+            )
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _quietly, search)
+        finally:
+            self._waiting -= 1
+
+
+def _plan_query(state: State, wanted: Wanted) -> tuple[_Search, float]:
+    look = state.look()
+    sight = state.index.sight(look.live)
+    cost_ms = sight.cost_ms(wanted.k, wanted.ef, wanted.condition is not None)
+    if wanted.condition is not None:
+        cost_ms += count(wanted.condition) * len(look.live) * _CONDITION_MS
+
+    def search() -> Found:
+        if not look.live.any():
+            return _NOTHING
+        return sight.search(wanted.vector, wanted.k, wanted.ef, state.seen(look, wanted.condition))
+
+    return search, cost_ms
+
+
+def _plan_passages(state: State, wanted: WantedPassages) -> tuple[_Search, float]:
     if not isinstance(state, DocumentState):
         raise not_text()
-    if not state.points:
-        return []
-    allowed = state.allowed(condition, principals)
-    depth = DEPTH if mode is Mode.HYBRID else k
-    dense = lexical = _NOTHING
-    if vector is not None and mode is not Mode.LEXICAL:
-        dense = state.index.search(vector, depth, 0, allowed)
-    if mode is not Mode.DENSE:
-        lexical = state.lexical.search(text, depth, state.index.live, allowed)
-    match mode:
-        case Mode.HYBRID:
-            found = fuse(dense, lexical, k)
-        case Mode.DENSE:
-            found = dense
-        case Mode.LEXICAL:
-            found = lexical
-    return [
-        PassageHit(*state.passage(row), score)
-        for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-    ]
+    look = state.look()
+    sight = state.index.sight(look.live)
+    lexical_index, length_sum = state.lexical, state.lexical.length_sum
+    depth = DEPTH if wanted.mode is Mode.HYBRID else wanted.k
+    filtered = wanted.condition is not None or look.restricted
+    cost_ms = count(wanted.condition) * len(look.alive) * _CONDITION_MS if wanted.condition else 0.0
+    if wanted.vector is not None:
+        cost_ms += sight.cost_ms(depth, 0, filtered)
+    if wanted.mode is not Mode.DENSE:
+        cost_ms += lexical_index.cost_ms(wanted.text, len(look.live))
+
+    def search() -> Found:
+        if not look.live.any():
+            return _NOTHING
+        allowed = state.seen(look, wanted.condition, wanted.principals)
+        dense = lexical = _NOTHING
+        if wanted.vector is not None and wanted.mode is not Mode.LEXICAL:
+            dense = sight.search(wanted.vector, depth, 0, allowed)
+        if wanted.mode is not Mode.DENSE:
+            lexical = lexical_index.search(wanted.text, depth, look.live, allowed, length_sum)
+        match wanted.mode:
+            case Mode.HYBRID:
+                return fuse(dense, lexical, wanted.k)
+            case Mode.DENSE:
+                return dense
+            case Mode.LEXICAL:
+                return lexical
+
+    return search, cost_ms
+
+
+def _quietly(search: Callable[[], _T]) -> _T:
+    # A vector that is wiped under the search divides zero by zero; its row is dead, so it is not answered.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return search()

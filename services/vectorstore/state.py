@@ -12,6 +12,9 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from services.vectorstore.filters import Filter
 from services.vectorstore.index import Mask, Metric, Rows, VectorIndex
 from services.vectorstore.operations import Operation
@@ -28,6 +31,20 @@ class Point:
     id: str
     metadata: bytes
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Which rows there are at one moment; copies, so that another thread may ask too.
+
+    For documents: which are alive, which are open to everybody, whether any is not, and by row its document.
+    """
+
+    live: Mask
+    alive: Mask
+    open: Mask
+    restricted: bool
+    owner: npt.NDArray[np.int32]
 
 
 class Capture(abc.ABC):
@@ -89,11 +106,23 @@ class State(abc.ABC):
         """The row of a point's id."""
 
     @abc.abstractmethod
-    def allowed(self, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
-        """The living rows that match and may be seen; None for all.
+    def look(self) -> Look:
+        """Which rows there are now."""
+
+    @abc.abstractmethod
+    def seen(self, look: Look, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
+        """The rows of a look that match and may be seen; None for all. For any thread.
 
         Raises InvalidArgument for a comparison with a field that nothing has.
         """
+
+    def allowed(self, condition: Filter | None, principals: Sequence[str] = ()) -> Mask | None:
+        """The rows that match now and may be seen; see `seen`."""
+        return self.seen(self.look(), condition, principals)
+
+    def is_live(self, row: int) -> bool:
+        """Whether a row is still there."""
+        return bool(self.index.live[row])
 
     @abc.abstractmethod
     def capture(self) -> Capture:

@@ -16,7 +16,7 @@ from services.common.context import CallContext, Caller, acting_as, current_acco
 from services.common.errors import KeyDisabled, NotFound
 from services.common.objects import FolderStore
 from services.common.sealing import DataKey
-from services.vectorstore import searching, writing
+from services.vectorstore import writing
 from services.vectorstore.catalog import Descriptor
 from services.vectorstore.collection import Collection
 from services.vectorstore.documents import Stored
@@ -26,6 +26,7 @@ from services.vectorstore.metadata import encode, fields_of
 from services.vectorstore.node import Limits, Node
 from services.vectorstore.operations import Document, Passage, PutDocument, UpsertPoints
 from services.vectorstore.residency import Use
+from services.vectorstore.searching import Wanted
 from services.vectorstore.upkeep import Keeper
 
 ACCOUNT = "0" * 25 + "1"
@@ -66,9 +67,10 @@ class FakeKeyvault:
         self._current[(account, resource, purpose)] = key
         self._by_id[(account, resource, purpose, key.id)] = key
 
-    async def destroy_resource(self, resource: str) -> None:
+    async def destroy_collection(self, resource: str) -> str:
         """See ResourceKeys."""
         self.destroyed.add((current_account(), resource))
+        return f"receipt of {resource}"
 
 
 class FakeClock:
@@ -191,7 +193,8 @@ class Space:
     ) -> list[str]:
         """The ids of the nearest points."""
         use = await self.use(name)
-        hits = searching.query(use, np.array(vector, np.float32), k, 0, condition, False)
+        wanted = Wanted(np.array(vector, np.float32), k, 0, condition, with_vectors=False)
+        hits = await self.node.finder.query(use, wanted)
         return [hit.point.id for hit in hits]
 
     async def contents(self, name: str = "things") -> dict[str, tuple[bytes, bytes, str]]:

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import ResourceExhausted
-from services.vectorstore import index, upkeep, writing
+from services.vectorstore import index, nearest, upkeep, writing
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.filters import OneOf
 from services.vectorstore.index import Metric
 from services.vectorstore.node import Limits, Node
-from services.vectorstore.searching import Mode, search_passages
+from services.vectorstore.searching import Mode, WantedPassages
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node, settle, vector_of
 
 IDS = st.sampled_from([f"p{n}" for n in range(25)])
@@ -167,7 +167,7 @@ def test_f12_a_collection_with_a_graph_equals_the_oracle(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "FLAT_MAX", 3)
         patch.setattr(index, "_TAIL_MIN", 2)
-        patch.setattr(index, "_GATHER_MAX", 1)
+        patch.setattr(nearest, "GATHER_MAX", 1)
         patch.setattr(upkeep, "_QUIET_S", 0.0)
         asyncio.run(play(steps, metric, Path(folder)))
 
@@ -218,9 +218,11 @@ async def play_documents(steps: list[tuple[str, Any]], folder: Path) -> None:
                 if principals or not restricted
                 for place, text in enumerate(texts)
             }
-            dense = search_passages(use, Mode.DENSE, vector_of("q", 8), "", 200, None, principals)
+            query = WantedPassages(Mode.DENSE, vector_of("q", 8), "", 200, None, principals)
+            dense = await node.finder.search_passages(use, query)
             assert {(hit.document.id, hit.passage.index, hit.passage.text) for hit in dense} == seen
-            lexical = search_passages(use, Mode.LEXICAL, None, "wax", 200, None, principals)
+            query = WantedPassages(Mode.LEXICAL, None, "wax", 200, None, principals)
+            lexical = await node.finder.search_passages(use, query)
             assert {(hit.document.id, hit.passage.index) for hit in lexical} == {
                 (id_, place) for id_, place, text in seen if "wax" in text
             }

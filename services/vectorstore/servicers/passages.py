@@ -16,14 +16,14 @@ from sealcomb.v1 import search_service_pb2
 from services.common import paging
 from services.common.context import current_account
 from services.common.errors import NotFound, invalid
-from services.vectorstore import metadata, searching, writing
+from services.vectorstore import metadata, writing
 from services.vectorstore.catalog import Catalog, Descriptor
 from services.vectorstore.documents import DocumentState, Stored
 from services.vectorstore.index import Metric, Vectors
 from services.vectorstore.lexical import analyse
 from services.vectorstore.operations import Document, Passage, PutDocument
 from services.vectorstore.residency import Residency, Use
-from services.vectorstore.searching import Mode
+from services.vectorstore.searching import Finder, Mode, WantedPassages
 from services.vectorstore.servicers import convert
 
 _LISTING = "documents"
@@ -45,9 +45,10 @@ _MODES = {
 class Passages(PassageServiceServicer):
     """Documents and passages of the account's text collections."""
 
-    def __init__(self, catalog: Catalog, residency: Residency, workers: Executor) -> None:
+    def __init__(self, catalog: Catalog, residency: Residency, finder: Finder, workers: Executor) -> None:
         self._catalog = catalog
         self._residency = residency
+        self._finder = finder
         self._workers = workers
 
     async def ResolveCollection(
@@ -133,9 +134,8 @@ class Passages(PassageServiceServicer):
         condition = convert.filter_of(request.filter) if request.HasField("filter") else None
         use = await self._text(request.collection)
         vector = None if mode is Mode.LEXICAL else _vector(request.vector_f32, use.descriptor, "vector")
-        hits = searching.search_passages(
-            use, mode, vector, request.query, k, condition, list(request.as_principals)
-        )
+        wanted = WantedPassages(mode, vector, request.query, k, condition, list(request.as_principals))
+        hits = await self._finder.search_passages(use, wanted)
         response = pb.SearchPassagesResponse()
         for hit in hits:
             message = response.hits.add(

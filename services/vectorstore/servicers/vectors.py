@@ -14,11 +14,12 @@ from sealcomb.v1.vector_service_pb2_grpc import VectorServiceServicer
 from services.common import paging
 from services.common.context import current_account
 from services.common.errors import invalid
-from services.vectorstore import searching, writing
+from services.vectorstore import writing
 from services.vectorstore.catalog import Catalog
 from services.vectorstore.filters import Filter
 from services.vectorstore.index import Mask, Vectors
 from services.vectorstore.residency import Residency, Use
+from services.vectorstore.searching import Finder, Wanted
 from services.vectorstore.servicers import convert
 from services.vectorstore.state import State
 
@@ -33,9 +34,10 @@ _ANSWER_BYTES_MAX = 3 * 1024 * 1024
 class VectorPoints(VectorServiceServicer):
     """Points of the caller's collections."""
 
-    def __init__(self, catalog: Catalog, residency: Residency) -> None:
+    def __init__(self, catalog: Catalog, residency: Residency, finder: Finder) -> None:
         self._catalog = catalog
         self._residency = residency
+        self._finder = finder
 
     async def Upsert(self, request: pb.UpsertRequest, context: Any) -> pb.UpsertResponse:
         """Writes points, all or none."""
@@ -59,12 +61,13 @@ class VectorPoints(VectorServiceServicer):
         """Pages through points in order of id."""
         condition = _condition(request)
         use = await self._use(request.collection)
-        account, state, key = current_account(), use.collection.state, use.key
+        account, key = current_account(), use.key
+        state, allowed = await self._finder.matching(use, condition)
         after = ""
         if request.page_token:
             after = paging.decode(key, account, _LISTING, use.descriptor.id, request.page_token).decode()
         size = paging.page_size(request.page_size)
-        found = _listed(state, after, state.allowed(condition))
+        found = _listed(state, after, allowed)
         rows = list(islice(found, size + 1))
         points: list[pb.Point] = []
         total = 0
@@ -92,8 +95,7 @@ class VectorPoints(VectorServiceServicer):
     async def CountPoints(self, request: pb.CountPointsRequest, context: Any) -> pb.CountPointsResponse:
         """Counts points."""
         condition = _condition(request)
-        state = (await self._use(request.collection)).collection.state
-        allowed = state.allowed(condition)
+        state, allowed = await self._finder.matching(await self._use(request.collection), condition)
         return pb.CountPointsResponse(
             count=state.points if allowed is None else int(np.count_nonzero(allowed))
         )
@@ -101,7 +103,7 @@ class VectorPoints(VectorServiceServicer):
     async def Query(self, request: pb.QueryRequest, context: Any) -> pb.QueryResponse:
         """Finds the nearest points."""
         use = await self._use(request.collection)
-        return _query(use, request)
+        return await self._query(use, request)
 
     async def QueryBatch(self, request: pb.QueryBatchRequest, context: Any) -> pb.QueryBatchResponse:
         """Runs several queries."""
@@ -116,7 +118,7 @@ class VectorPoints(VectorServiceServicer):
         response = pb.QueryBatchResponse()
         total = 0
         for query in request.queries:
-            result = _query(use, query)
+            result = await self._query(use, query)
             total += result.ByteSize()
             if total > _ANSWER_BYTES_MAX * 16:
                 raise invalid("queries", "have more hits than one answer can hold; ask for less")
@@ -128,6 +130,25 @@ class VectorPoints(VectorServiceServicer):
     async def _use(self, name: str) -> Use:
         return await self._residency.use(await self._catalog.get(convert.collection_name(name)))
 
+    async def _query(self, use: Use, request: pb.QueryRequest) -> pb.QueryResponse:
+        descriptor = use.descriptor
+        k = convert.top_k(request.top_k)
+        ef = convert.ef(request.ef, k)
+        vector = convert.vector(
+            request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
+        )
+        hits = await self._finder.query(use, Wanted(vector, k, ef, _condition(request), request.with_vectors))
+        response = pb.QueryResponse()
+        for hit in hits:
+            message = response.hits.add(id=hit.point.id, score=hit.score)
+            if hit.vector is not None:
+                message.vector_f32 = _raw(hit.vector)
+            if request.with_metadata and hit.point.metadata:
+                message.metadata.ParseFromString(hit.point.metadata)
+            if request.with_text:
+                message.text = hit.point.text
+        return response
+
 
 def _condition(
     request: pb.ListPointsRequest | pb.DeletePointsRequest | pb.CountPointsRequest | pb.QueryRequest,
@@ -135,30 +156,10 @@ def _condition(
     return convert.filter_of(request.filter) if request.HasField("filter") else None
 
 
-def _query(use: Use, request: pb.QueryRequest) -> pb.QueryResponse:
-    descriptor = use.descriptor
-    k = convert.top_k(request.top_k)
-    ef = convert.ef(request.ef, k)
-    vector = convert.vector(
-        request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
-    )
-    hits = searching.query(use, vector, k, ef, _condition(request), request.with_vectors)
-    response = pb.QueryResponse()
-    for hit in hits:
-        message = response.hits.add(id=hit.point.id, score=hit.score)
-        if hit.vector is not None:
-            message.vector_f32 = _raw(hit.vector)
-        if request.with_metadata and hit.point.metadata:
-            message.metadata.ParseFromString(hit.point.metadata)
-        if request.with_text:
-            message.text = hit.point.text
-    return response
-
-
 def _listed(state: State, after: str, allowed: Mask | None) -> Iterator[int]:
     for id_ in state.ids_after(after):
         row = state.row_of(id_)
-        if row is not None and (allowed is None or allowed[row]):
+        if row is not None and (allowed is None or (row < len(allowed) and allowed[row])):
             yield row
 
 
