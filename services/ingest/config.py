@@ -41,7 +41,7 @@ class IngestSettings(ServiceSettings):
     egress_ca_file: Path | None = None
     # Ingestions that run at once, and how long a worker that died keeps one.
     ingestion_runs: int = Field(default=2, ge=0, le=64)
-    ingestion_lease_s: float = Field(default=30.0, ge=1, le=600)
+    ingestion_lease_s: float = Field(default=30.0, gt=0, le=600)
 
     extract_workers: int = Field(default=2, ge=1, le=64)
     extract_memory_bytes_max: int = Field(default=2048 * _MIB, ge=512 * _MIB)

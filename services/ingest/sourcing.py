@@ -91,7 +91,11 @@ class Sourcing:
             permits=around.keyvault,
             tokens=tokens,
             clock=clock,
-            settings=WorkerSettings(runs_max=settings.ingestion_runs, lease_s=settings.ingestion_lease_s),
+            settings=WorkerSettings(
+                runs_max=settings.ingestion_runs,
+                lease_s=settings.ingestion_lease_s,
+                poll_s=min(1.0, settings.ingestion_lease_s / 4),
+            ),
         )
         self.views = Views(store, items, seals, clock)
         self.ingestions = Ingestions(

@@ -447,6 +447,17 @@ async def running(
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """Starts fakes and ingest; stops them again."""
+    async with surroundings(folder, embedder=embedder, **settings) as rig:
+        rig.source_types = tuple(source_types)
+        async with ingest_of(rig):
+            yield rig
+
+
+@asynccontextmanager
+async def surroundings(
+    folder: Path, *, embedder: HashEmbedder | None = None, **settings: Any
+) -> AsyncIterator[Rig]:
+    """Starts the fakes alone: ingest runs within, or as a process of its own."""
     ca = TestCa.make()
     gateway, keyvault = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     trust = folder / "trust"
@@ -482,10 +493,8 @@ async def running(
     rig = Rig(
         folder, made, embedder or HashEmbedder(), fake_keyvault, fake_vectorstore, ca, ContextSigner(gateway)
     )
-    rig.source_types = tuple(source_types)
     try:
-        async with ingest_of(rig):
-            yield rig
+        yield rig
     finally:
         for server in servers:
             await server.stop(0)
