@@ -30,7 +30,7 @@ async def connect(rig: Rig, secret: str = "good", **settings: Any) -> str:
     """A connection by secret; its id."""
     request = source_pb.BeginConnectionRequest(kind="memory", secret=secret)
     request.settings.update(settings)
-    return (await call(rig, "BeginConnection", request)).connection_id
+    return str((await call(rig, "BeginConnection", request)).connection_id)
 
 
 async def create(
@@ -38,7 +38,8 @@ async def create(
 ) -> pb.Ingestion:
     """Begins an ingestion."""
     request = pb.CreateIngestionRequest(collection=collection, **fields)
-    return (await call(rig, "CreateIngestion", request, account)).ingestion
+    made: pb.Ingestion = (await call(rig, "CreateIngestion", request, account)).ingestion
+    return made
 
 
 async def create_temporary(rig: Rig, token: str = "good", **fields: Any) -> pb.Ingestion:
@@ -48,7 +49,8 @@ async def create_temporary(rig: Rig, token: str = "good", **fields: Any) -> pb.I
 
 async def get(rig: Rig, id_: str) -> pb.Ingestion:
     """An ingestion as it is now."""
-    return (await call(rig, "GetIngestion", pb.GetIngestionRequest(id=id_))).ingestion
+    found: pb.Ingestion = (await call(rig, "GetIngestion", pb.GetIngestionRequest(id=id_))).ingestion
+    return found
 
 
 async def ended(rig: Rig, id_: str, *, run: int = 0, within_s: float = 15.0) -> pb.Ingestion:

@@ -15,6 +15,7 @@ from sealcomb.v1 import document_service_pb2 as docs
 from sealcomb.v1 import ingestion_service_pb2 as pb
 from sealcomb.v1 import ingestion_service_pb2_grpc as stubs
 from sealcomb.v1 import source_service_pb2 as source_pb
+from services.common.errors import SealcombError
 from services.ingest.sources.contract import (
     ItemTooLarge,
     ItemUnfit,
@@ -143,7 +144,7 @@ async def test_removals_of_an_incremental_source_are_followed(rig: Rig, source: 
     ],
 )
 async def test_an_item_that_fails_is_set_aside_with_its_reason(
-    rig: Rig, source: MemorySourceType, error: Exception, reason: str
+    rig: Rig, source: MemorySourceType, error: SealcombError, reason: str
 ) -> None:
     source.things["item 2"].error = error
     begun = await create(rig, connection_id=await connect(rig))
@@ -311,7 +312,7 @@ async def test_another_account_sees_nothing_of_it(rig: Rig) -> None:
 
 async def test_a_token_for_other_collections_sees_nothing_of_it(rig: Rig) -> None:
     begun = await create(rig, connection_id=await connect(rig))
-    restricted = {"collections": ("others",)}
+    restricted: dict[str, Any] = {"collections": ("others",)}
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(rig, "GetIngestion", pb.GetIngestionRequest(id=begun.id), **restricted)
     assert details(caught.value)[0] == "INGESTION_NOT_FOUND"

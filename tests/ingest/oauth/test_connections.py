@@ -85,7 +85,7 @@ async def rig(tmp_path: Path, world: World) -> AsyncIterator[Rig]:
 
 def types_of(rig: Rig) -> tuple[GuardedSourceType, OtherSourceType]:
     """The sources of the rig."""
-    return rig.source_types  # type: ignore[return-value]
+    return rig.source_types
 
 
 async def begin(rig: Rig, kind: str = "guarded", **fields: Any) -> pb.BeginConnectionResponse:
