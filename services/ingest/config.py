@@ -34,6 +34,8 @@ class IngestSettings(ServiceSettings):
 
     # JSON with the operator's OAuth clients; see services.ingest.connections.catalogue.
     oauth_clients_file: Path | None = None
+    # Addresses of sources' APIs where they are not the vendor's own, as JSON: {"github": "https://..."}.
+    source_api_urls: dict[str, str] = Field(default_factory=dict)
     # Registered redirect addresses, separated by commas; loopback ones need not be.
     oauth_redirect_uris: str = ""
     # Private hosts that sources may be on, as `host:port` separated by commas, and who vouches for them.

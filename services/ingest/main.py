@@ -55,6 +55,7 @@ from services.ingest.servicers.ingestions import IngestionServicer
 from services.ingest.servicers.pages import Pages
 from services.ingest.servicers.search import SearchServicer
 from services.ingest.servicers.sources import SourceServicer
+from services.ingest.sources import registry
 from services.ingest.sources.contract import SourceType
 from services.ingest.sourcing import Around, Sourcing
 from services.ingest.store import Store
@@ -179,7 +180,8 @@ async def _run(settings: IngestSettings) -> None:
         api_key_file=settings.embedder_api_key_file,
         ca_file=settings.embedder_ca_file,
     )
-    await serve(settings, embedder, stopping, lambda _port: None)
+    types = registry.source_types(settings.source_api_urls).values()
+    await serve(settings, embedder, stopping, lambda _port: None, types)
 
 
 def _stop_signals() -> asyncio.Event:

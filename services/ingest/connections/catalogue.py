@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from services.common.errors import FieldViolation, InvalidArgument, invalid
+from services.common.errors import invalid
 from services.ingest.connections.records import Client
 from services.ingest.sources.contract import SourceSettings, SourceType
+from services.ingest.sources.settings import parse_settings
 
 _SETTINGS_BYTES_MAX = 64 * 1024
 _CLIENTS_BYTES_MAX = 1024 * 1024
@@ -51,15 +50,7 @@ class Catalogue:
         model = self.type_of(kind).settings_model
         if len(json.dumps(dict(values))) > _SETTINGS_BYTES_MAX:
             raise invalid("settings", f"are larger than {_SETTINGS_BYTES_MAX} bytes")
-        try:
-            return model.model_validate(_whole(values))
-        except ValidationError as error:
-            fields = [
-                FieldViolation(".".join(["settings", *map(str, problem["loc"])]), problem["msg"])
-                for problem in error.errors(include_input=False, include_url=False, include_context=False)
-            ]
-            first = fields[0]
-            raise InvalidArgument(f"{first.field}: {first.description}", fields=fields) from None
+        return parse_settings(model, _whole(values))
 
     def hosts_of(self, kind: str, settings: SourceSettings) -> frozenset[str]:
         """The hosts that a token is sent to under these settings."""
