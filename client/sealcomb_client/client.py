@@ -14,6 +14,7 @@ from sealcomb_client.administration import Accounts, AuditLog, Keys, Tokens
 from sealcomb_client.connection import Connection
 from sealcomb_client.content import Collections, Documents, Points
 from sealcomb_client.errors import ApiError
+from sealcomb_client.sources import Ingestions, Sources
 from sealcomb_client.transport import Timing, Transport
 from sealcomb_client.values import FilterLike, filter_of
 
@@ -37,6 +38,8 @@ class Client:
         self.keys = Keys(self._transport)
         self.accounts = Accounts(self._transport)
         self.audit = AuditLog(self._transport)
+        self.sources = Sources(self._transport)
+        self.ingestions = Ingestions(self._transport)
 
     @classmethod
     def from_env(cls, env_file: Path | None = None) -> Client:

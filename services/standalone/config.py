@@ -43,6 +43,11 @@ class StandaloneSettings(BaseSettings):
     embedder: str = ""
     # model.json of that embedder; not set: the one in its folder.
     embedder_info: Path | None = None
+    # The operator's OAuth clients, registered redirect addresses, and private hosts that sources may be on.
+    oauth_clients_file: Path | None = None
+    oauth_redirect_uris: str = ""
+    egress_allow: str = ""
+    egress_ca_file: Path | None = None
     calls_per_second: float | None = None
     burst: int | None = None
     log_level: str = "info"
@@ -117,7 +122,14 @@ class Layout:
         }
 
     def _ingest(self) -> dict[str, str]:
-        return {
+        settings = self.settings
+        said = {
+            "OAUTH_CLIENTS_FILE": settings.oauth_clients_file and str(settings.oauth_clients_file.absolute()),
+            "OAUTH_REDIRECT_URIS": settings.oauth_redirect_uris,
+            "EGRESS_ALLOW": settings.egress_allow,
+            "EGRESS_CA_FILE": settings.egress_ca_file and str(settings.egress_ca_file.absolute()),
+        }
+        return {name: value for name, value in said.items() if value} | {
             "KEYVAULT_ADDRESS": self.address("keyvault"),
             "VECTORSTORE_ADDRESS": self.address("vectorstore"),
             "OBJECTS_URL": f"file:{self.data / 'ingest' / 'objects'}",

@@ -32,7 +32,7 @@ _EXIT_CODES = {
 }
 # As protobuf's JSON writes times; people get them to the second, in UTC.
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?Z")
-_ENUM = re.compile(r"(?:METRIC|KEY_STATE)_([A-Z_]+)")
+_ENUM = re.compile(r"(?:METRIC|KEY_STATE|CONNECTION_STATE|INGESTION_STATE|REVOCATION)_([A-Z_]+)")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 EXIT_CODES_HELP = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 not allowed, 5 a value is wrong, "

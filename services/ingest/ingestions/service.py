@@ -41,6 +41,7 @@ from services.ingest.ingestions.store import IngestionStore
 from services.ingest.ingestions.views import Views
 from services.ingest.ingestions.worker import TOKEN_LOST, Worker
 from services.ingest.records import CollectionInfo
+from services.ingest.sources.contract import SourceSettings
 
 _SETTLE_MS = 1_200_000
 
@@ -227,15 +228,18 @@ class Ingestions:
             raise invalid("kind", "is not that of the connection")
         wanted = described.settings if wish.settings is None else wish.settings
         settings = self._catalogue.settings_of(described.kind, wanted)
+        if not self._catalogue.type_of(described.kind).token_form:
+            return self._described(wish, described.kind, settings)
         # A credential is for the hosts that it was given for.
         allowed = self._catalogue.hosts_of(
             described.kind, self._catalogue.settings_of(described.kind, described.settings)
         )
         if not self._catalogue.hosts_of(described.kind, settings) <= allowed:
             raise invalid("settings", "name another host than the connection's", reason="HOST_NOT_CONNECTED")
-        return Payload(
-            wish.collection, described.kind, settings.model_dump(mode="json"), wish.cron, wish.time_zone
-        )
+        return self._described(wish, described.kind, settings)
+
+    def _described(self, wish: Wish, kind: str, settings: SourceSettings) -> Payload:
+        return Payload(wish.collection, kind, settings.model_dump(mode="json"), wish.cron, wish.time_zone)
 
     async def _usable(self, connection_id: str, connections: ConnectionSource) -> Connection:
         connection = await connections.get(connection_id)
