@@ -145,8 +145,13 @@ def scope_refusal(collection_ids: tuple[str, ...], resource: str, purpose: str) 
     return None
 
 
-def permit_refusal(permit: PermitRecord | None, peer: str, now_us: int) -> SealcombError | None:
-    """Why a permit may not be used now by a peer, if so."""
-    if permit is None or permit.ended or permit.peer != peer or now_us >= permit.expires_us:
+def permit_refusal(
+    permit: PermitRecord | None, peer: str, now_us: int, audience: tuple[str, ...] = ()
+) -> SealcombError | None:
+    """Why a permit may not be used now by a peer, if so.
+
+    It may be used by the peer that it was issued to, and by those of its audience, whom that peer calls.
+    """
+    if permit is None or permit.ended or now_us >= permit.expires_us:
         return PermitEnded()
-    return None
+    return None if peer in (permit.peer, *audience) else PermitEnded()

@@ -210,4 +210,5 @@ def _making_refusal(account: AccountRecord, wanted: Wrapping, tx: Transaction) -
 def _permit_refusal(asker: Asker, now_us: int, tx: Transaction) -> SealcombError | None:
     if not asker.context.bearer:
         return None
-    return policy.permit_refusal(tx.permit(asker.account, asker.context.job_id), asker.peer, now_us)
+    permit = tx.permit(asker.account, asker.context.job_id)
+    return policy.permit_refusal(permit, asker.peer, now_us, asker.context.audience)
