@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 from google.protobuf.descriptor import FileDescriptor
@@ -52,6 +53,8 @@ def test_only_the_event_watch_and_health_go_without_a_context() -> None:
     }
     assert free == {
         "/sealcomb.internal.v1.KeyReleaseService/WatchKeyEvents",
+        # Its grant says who acts: nobody is there to call when long work goes on.
+        "/sealcomb.internal.v1.KeyReleaseService/RenewPermit",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
     }
@@ -79,12 +82,17 @@ def test_inner_methods_want_a_context_of_their_public_origins() -> None:
         check_context(rule, path, "ingest", _context("/sealcomb.v1.DocumentServiceX/UploadDocument"))
 
 
-def test_a_permit_serves_its_bearer_alone_and_only_where_permits_are_taken() -> None:
+def test_a_permit_serves_its_bearer_and_whom_that_one_calls_where_permits_are_taken() -> None:
     path = "/sealcomb.internal.v1.PassageService/PutDocument"
     permit = _context("/sealcomb.v1.DocumentService/UploadDocument", bearer="ingest")
     check_context(INNER_RULES[path], path, "ingest", permit)
     with pytest.raises(ContextRefused):
         check_context(INNER_RULES[path], path, "vectorstore", permit)
+    release = "/sealcomb.internal.v1.KeyReleaseService/GetDataKey"
+    passed_on = replace(permit, audience=("vectorstore", "keyvault"))
+    check_context(INNER_RULES[release], release, "vectorstore", passed_on)
+    with pytest.raises(ContextRefused):
+        check_context(INNER_RULES[release], release, "gateway", passed_on)
     destroy = "/sealcomb.internal.v1.KeyReleaseService/DestroyResource"
     with pytest.raises(ContextRefused):
         check_context(INNER_RULES[destroy], destroy, "ingest", permit)

@@ -133,8 +133,10 @@ async def test_a_permit_is_no_ones_elses(memory_rig: Rig) -> None:
     rig, job_id = memory_rig, ids.new_id()
     alice, bob = await rig.account(), await rig.account()
     asker = await _permit(rig, alice, job_id)
+    # Vectorstore is called with it, and asks for its own keys; nobody else is.
+    await rig.releases.release(Asker("vectorstore", asker.context), _RESOURCE, "collection")
     with pytest.raises(PermitEnded):
-        await rig.releases.release(Asker("vectorstore", asker.context), _RESOURCE, "collection")
+        await rig.releases.release(Asker("gateway", asker.context), "profile", "profile")
     await rig.permits.end(_ingest(rig, bob), job_id)
     await rig.releases.release(asker, _RESOURCE, "documents")
     await _permit(rig, bob, job_id)

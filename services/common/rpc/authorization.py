@@ -96,7 +96,8 @@ def rules_for(service: str) -> Mapping[str, Rule]:
 def check_context(rule: Rule, path: str, peer: str, context: CallContext) -> None:
     """Raises ContextRefused unless the context, already verified, may be used by the peer here."""
     if context.bearer:
-        if not rule.permits or context.bearer != peer:
+        # Who holds it, or whom it was passed on to, such as vectorstore asking for a collection's key.
+        if not rule.permits or peer not in (context.bearer, *context.audience):
             raise ContextRefused("a permit is not for this peer and method")
         return
     if not rule.origins:
