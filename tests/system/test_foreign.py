@@ -44,7 +44,7 @@ MODULES = (
     token_service_pb2,
     vector_service_pb2,
 )
-IDENTIFIERS = {"collection", "collections", "id", "ids", "page_token"}
+IDENTIFIERS = {"collection", "collections", "connection_id", "id", "ids", "page_token"}
 VECTOR = [1.0, 0.0]
 
 
@@ -58,6 +58,8 @@ class World:
     document: str
     point: str
     token: str
+    connection: str
+    ingestion: str
     page_tokens: dict[str, str]
 
 
@@ -73,11 +75,25 @@ def make_world(account: Account) -> World:
         client.documents.upload(texts, f"Seal {n} {mark}.".encode(), name=f"{n}.txt") for n in range(2)
     ]
     token = client.tokens.create(f"label {mark}", ["read"]).info.id
-    world = World(account, vectors, texts, documents[0].id, f"point {mark}", token, {})
+    # A site that is not there: its ingestion fails at once, which is all that is needed of it.
+    sites = {"start_urls": ["https://site.invalid/"]}
+    connections = [client.sources.begin("web", sites).connection_id for _ in range(2)]
+    ingestions = [client.ingestions.create(texts, connection_id=connections[0]).id for _ in range(2)]
+    world = World(
+        account,
+        vectors,
+        texts,
+        documents[0].id,
+        f"point {mark}",
+        token,
+        connections[0],
+        ingestions[0],
+        {"IngestionService/ListFailedItems": "x"},
+    )
     caller = RawCaller(account.connection)
     for path, sample in SAMPLES.items():
         request = sample(world)
-        if "page_size" in request.DESCRIPTOR.fields_by_name:
+        if "page_size" in request.DESCRIPTOR.fields_by_name and path not in world.page_tokens:
             request.page_size = 1
             answer = caller(f"/sealcomb.v1.{path}", request.SerializeToString())
             response = response_type(path)()
@@ -111,6 +127,25 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
     "DocumentService/DeleteDocument": lambda w: document_service_pb2.DeleteDocumentRequest(
         collection=w.texts, id=w.document
     ),
+    "IngestionService/CreateIngestion": lambda w: ingestion_service_pb2.CreateIngestionRequest(
+        collection=w.texts, connection_id=w.connection
+    ),
+    "IngestionService/GetIngestion": lambda w: ingestion_service_pb2.GetIngestionRequest(id=w.ingestion),
+    "IngestionService/ListIngestions": lambda w: ingestion_service_pb2.ListIngestionsRequest(),
+    "IngestionService/ListFailedItems": lambda w: ingestion_service_pb2.ListFailedItemsRequest(
+        id=w.ingestion
+    ),
+    "IngestionService/WatchIngestion": lambda w: ingestion_service_pb2.WatchIngestionRequest(id=w.ingestion),
+    "IngestionService/CancelIngestion": lambda w: ingestion_service_pb2.CancelIngestionRequest(
+        id=w.ingestion
+    ),
+    "IngestionService/RetryIngestion": lambda w: ingestion_service_pb2.RetryIngestionRequest(id=w.ingestion),
+    "IngestionService/ResumeIngestion": lambda w: ingestion_service_pb2.ResumeIngestionRequest(
+        id=w.ingestion, temporary_token="a token"
+    ),
+    "SourceService/BeginConnection": lambda w: source_service_pb2.BeginConnectionRequest(kind="web"),
+    "SourceService/ListConnections": lambda w: source_service_pb2.ListConnectionsRequest(),
+    "SourceService/Disconnect": lambda w: source_service_pb2.DisconnectRequest(connection_id=w.connection),
     "SearchService/Search": lambda w: search_service_pb2.SearchRequest(collection=w.texts, query="seal"),
     "SearchService/SearchBatch": lambda w: search_service_pb2.SearchBatchRequest(
         collection=w.texts, searches=[search_service_pb2.SearchRequest(collection=w.texts, query="seal")]
@@ -138,7 +173,12 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
     ),
 }
 # A new point's id is the caller's own choice, and so are the collections a new token is for.
-CHOSEN = {("VectorService/Upsert", "points.id"), ("TokenService/CreateToken", "collections")}
+# The id of an OAuth client is the provider's.
+CHOSEN = {
+    ("VectorService/Upsert", "points.id"),
+    ("TokenService/CreateToken", "collections"),
+    ("SourceService/BeginConnection", "client.id"),
+}
 
 
 def services() -> list[ServiceDescriptor]:
@@ -222,6 +262,10 @@ def foreign_value(world: World, path: str, field: str) -> str:
         return world.vectors if path.startswith("VectorService") else world.texts
     if path.startswith("TokenService"):
         return world.token
+    if name == "connection_id":
+        return world.connection
+    if path.startswith("IngestionService"):
+        return world.ingestion
     return world.point if path.startswith("VectorService") else world.document
 
 
