@@ -84,6 +84,11 @@ node-packages: $(NODE_STAMPS) ## Install the npm packages that tests start
 test: setup node-packages ## Run the whole test suite (PYTEST_ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: attack-jobs
+attack-jobs: setup node-packages ## Kill ingest 200 times in its jobs, and refresh tokens in 50 rounds
+	SEALCOMB_TEST_KILLS=200 SEALCOMB_TEST_REFRESHES=50 $(BIN)/python -m pytest -q --timeout=1800 \
+		tests/ingest/jobs tests/ingest/oauth tests/ingest/connections
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check
