@@ -1,7 +1,8 @@
 """gRPC reflection at the edge, v1 and v1alpha: the public services and nothing inner.
 
 The descriptors come from a pool of their own that holds the public files alone, so that no
-name of an inner service can be asked for.
+name of an inner service can be asked for. The details of errors are among them: a client that learns
+everything by reflection could not print an error otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import grpc.aio
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
@@ -45,6 +47,7 @@ PUBLIC_FILES: tuple[FileDescriptor, ...] = tuple(
         token_service_pb2,
         vector_service_pb2,
         health_pb2,
+        error_details_pb2,
     )
 )
 

@@ -7,6 +7,8 @@ import os
 import signal
 import ssl
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from sealcomb.v1 import token_service_pb2 as tokens_pb
 from sealcomb.v1 import token_service_pb2_grpc as tokens_stubs
 from services.common.methods import PUBLIC_METHODS, REFLECTION_METHODS
 from services.common.tls import TlsFiles
+from services.gateway.reflection import PUBLIC_FILES, public_pool
 from services.standalone.pki import ensure_installation
 from tests.gateway.raw_http2 import EMPTY_MESSAGE, grpc_headers, raw_connection
 from tests.gateway.rig import TOKEN_TEXT, Edge, bearer, call, running_edge
@@ -30,6 +33,7 @@ from tests.gateway.weakened import Json, manager, routes, weakened
 QUERY = "/sealcomb.v1.VectorService/Query"
 UPSERT = "/sealcomb.v1.VectorService/Upsert"
 WHOAMI = "/sealcomb.v1.TokenService/WhoAmI"
+CREATE_TOKEN = "/sealcomb.v1.TokenService/CreateToken"
 
 
 def who_am_i(edge: Edge, token: str) -> tokens_pb.WhoAmIResponse:
@@ -272,6 +276,48 @@ def test_reflection_wants_a_token_and_shows_public_services_only(edge: Edge, pat
     assert public.file_descriptor_response.file_descriptor_proto
     assert not any(b"internal" in raw for raw in public.file_descriptor_response.file_descriptor_proto)
     assert inner.error_response.error_code == inner_file.error_response.error_code == 5
+
+
+def test_grpcurl_prints_what_is_wrong_by_reflection_alone(edge: Edge) -> None:
+    created = edge.create_account()
+    narrow = edge.create_token(created.token, label="a", scopes=["audit"]).token
+    refused = grpcurl(edge, narrow, "{}", QUERY)
+    assert refused.returncode != 0
+    assert '"reason":"SCOPE_MISSING"' in compact(refused.stderr)
+    assert "is not recognized" not in refused.stderr
+    wrong = grpcurl(edge, created.token, '{"label": "b", "scopes": ["no-such-scope"]}', CREATE_TOKEN)
+    assert '"field_violations":[{"field":"scopes' in compact(wrong.stderr)
+    assert "is not recognized" not in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["ErrorInfo", "BadRequest", "RetryInfo", "QuotaFailure"])
+def test_without_their_descriptors_details_could_not_be_named(name: str) -> None:
+    """The twin: the public services alone do not import the details of errors."""
+    assert public_pool().FindMessageTypeByName(f"google.rpc.{name}").full_name == f"google.rpc.{name}"
+    services = [file for file in PUBLIC_FILES if file.services_by_name]
+    with pytest.raises(KeyError):
+        public_pool(services).FindMessageTypeByName(f"google.rpc.{name}")
+
+
+def grpcurl(edge: Edge, token: str, body: str, path: str) -> subprocess.CompletedProcess[str]:
+    """One call by the real program, which has no proto files."""
+    return subprocess.run(
+        [
+            str(Path(sys.executable).parent / "grpcurl"),
+            "-cacert", str(edge.installation.edge_ca_file),
+            "-H", f"authorization: Bearer {token}",
+            "-d", body,
+            f"127.0.0.1:{edge.port}", path.strip("/"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )  # fmt: skip
+
+
+def compact(text: str) -> str:
+    """The text without its white space."""
+    return "".join(text.split())
 
 
 def test_no_log_line_has_a_token_or_a_header_of_a_client(edge: Edge) -> None:
