@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ from sealcomb.v1 import (
     source_service_pb2_grpc,
 )
 from sealcomb_client import Connection
-from sealcomb_client.cli import sources
 from sealcomb_client.cli.main import main
 from sealcomb_client.cli.redirect import RedirectListener
 from services.standalone.pki import ensure_installation
@@ -112,7 +112,7 @@ class FakeSources(
 def serving(folder: Path) -> Iterator[FakeSources]:
     """The fake on a free port."""
     installation = ensure_installation(folder / "keys")
-    fake = FakeSources()
+    fake = FakeSources()  # type: ignore[abstract]  # what it does not answer is unimplemented
     server = grpc.server(ThreadPoolExecutor(4))
     source_service_pb2_grpc.add_SourceServiceServicer_to_server(fake, server)
     ingestion_service_pb2_grpc.add_IngestionServiceServicer_to_server(fake, server)
@@ -181,7 +181,7 @@ def test_connecting_takes_the_redirect_and_nothing_else(
         threading.Thread(target=go, daemon=True).start()
         return True
 
-    monkeypatch.setattr(sources.webbrowser, "open", browser)
+    monkeypatch.setattr(webbrowser, "open", browser)
     done = run(fake, "sources", "connect", "acme", "--settings", '{"folder": "x"}', "--json")
     assert done.exit_code == 0, done.output
     assert statuses == [404, 404, 200]

@@ -9,10 +9,10 @@ import pytest
 
 from services.common import ids
 from services.common.context import ContextRefused, ContextVerifier
-from services.common.errors import InvalidArgument, SealcombError
+from services.common.errors import InvalidArgument, KeyDisabled, SealcombError
 from services.keyvault.asker import Asker
 from services.keyvault.permits import Issued
-from services.keyvault.policy import AccountSuspended, KeyDisabled, KeyUnknown, PermitEnded
+from services.keyvault.policy import AccountSuspended, KeyUnknown, PermitEnded
 from tests.keyvault.rig import Rig
 
 _CREATE = "/sealcomb.v1.IngestionService/CreateIngestion"

@@ -23,10 +23,9 @@ from services.common.sealing import OpenFailed
 from services.keyvault import policy, refusals, releases
 from services.keyvault.asker import Asker
 from services.keyvault.events import KeyChange
-from services.keyvault.policy import AccountSuspended, AccountUnknown, PurposeRefused
+from services.keyvault.policy import AccountSuspended, AccountUnknown, KeyUnknown, PurposeRefused
 from services.keyvault.records import AccountKey, Wrapping
 from services.keyvault.refusals import RecordedRefusals
-from services.keyvault.releases import KeyUnknown
 from services.keyvault.transaction import Transaction
 from tests.keyvault.rig import DELETE, MemoryKms, Rig
 

@@ -38,7 +38,7 @@ def source() -> MemorySourceType:
 @pytest.fixture
 async def rig(tmp_path: Path, source: MemorySourceType) -> AsyncIterator[Rig]:
     """A running ingest with that source and a collection."""
-    async with running(tmp_path, source_types=[source], ingestion_lease_s=1) as made:
+    async with running(tmp_path, source_types=[source], ingestion_lease_s=1, extract_workers=1) as made:
         made.collection()
         yield made
 

@@ -75,6 +75,7 @@ async def rig(tmp_path: Path, world: World) -> AsyncIterator[Rig]:
         source_types=types,
         ingestion_lease_s=2,
         ingestion_runs=4,
+        extract_workers=1,
         oauth_clients_file=clients_file(tmp_path, guarded=world.one, other=world.two),
         egress_allow=f"{world.one.netloc},{world.two.netloc}",
         egress_ca_file=world.ca_file,
