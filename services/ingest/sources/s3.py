@@ -37,7 +37,7 @@ from services.ingest.sources.contract import (
     Unread,
 )
 from services.ingest.sources.cursors import CursorState, read_cursor, write_cursor
-from services.ingest.sources.markup import read_xml, text_of
+from services.ingest.sources.markup import local_name, read_xml, text_of
 from services.ingest.sources.settings import checked_url
 from services.ingest.sources.sigv4 import SigningKey, sign
 
@@ -145,6 +145,9 @@ class S3Source:
                     raise CursorExpired("the listing has ended; list everything again") from error
                 raise
             root = read_xml(answer.content)
+            # Any other document would be a bucket without objects, so that all of them seemed gone.
+            if local_name(root) != "ListBucketResult":
+                raise SourceAnswerInvalid("the source's answer is no listing of a bucket")
             changes: list[Change] = []
             for entry in root.findall("{*}Contents"):
                 key = unquote_plus(text_of(entry, "{*}Key"))

@@ -148,7 +148,11 @@ class WebDavSource:
         if answer.status != 207:
             raise SourceAnswerInvalid("the WebDAV server does not answer as WebDAV does")
         found: dict[str, Element] = {}
-        for response in read_xml(answer.content).iter("{DAV:}response"):
+        responses = read_xml(answer.content).findall("{DAV:}response")
+        # The folder itself is always among them: an answer without it is no listing of an empty one.
+        if not responses:
+            raise SourceAnswerInvalid("the WebDAV server's answer is no listing of a folder")
+        for response in responses:
             path = _below(url, text_of(response, "{DAV:}href"))
             for prop in _props(response):
                 if path is not None and len(folder + path) <= ID_CHARS_MAX:
