@@ -33,7 +33,7 @@ def read_robots(content: bytes, agent: str) -> Robots:
     delays = {True: 0.0, False: 0.0}
     sitemaps: list[str] = []
     named = mine = everybody = in_rules = False
-    for line in content[:_BYTES_MAX].decode("utf-8", "replace").splitlines():
+    for line in content[:_BYTES_MAX].decode("utf-8-sig", "replace").splitlines():
         key, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
         key = key.lower()
         if key == "user-agent":
