@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from services.common import paging
-from services.common.errors import invalid
+from services.common.errors import Unavailable, invalid
 from services.common.sealing import DataKey
 from services.keyvault import audit
 from services.keyvault.audit import AuditRecord
@@ -20,15 +20,18 @@ _BATCH = 500
 class AuditChain:
     """The chains of all accounts, read only."""
 
-    def __init__(self, store: Store, page_key: DataKey) -> None:
+    def __init__(self, store: Store, page_key: DataKey | None = None) -> None:
         self._store = store
-        self._page_key = page_key
+        # Of page tokens; there is none until the KMS has given it.
+        self.page_key = page_key
 
     async def page(self, account: str, page_size: int, page_token: str) -> tuple[list[AuditRecord], str]:
         """Records in order, and the token of the next page; empty: there is none."""
         after = 0
+        if self.page_key is None:
+            raise Unavailable("keyvault waits for its KMS; try again", retry_after_s=1.0)
         if page_token:
-            position = paging.decode(self._page_key, account, _LISTING, "", page_token)
+            position = paging.decode(self.page_key, account, _LISTING, "", page_token)
             if len(position) != 8:
                 raise invalid("page_token", "is not a token of this listing; start again without one")
             after = int.from_bytes(position, "big")
@@ -37,7 +40,7 @@ class AuditChain:
         if len(records) <= size:
             return records, ""
         position = records[size - 1].sequence.to_bytes(8, "big")
-        return records[:size], paging.encode(self._page_key, account, _LISTING, "", position)
+        return records[:size], paging.encode(self.page_key, account, _LISTING, "", position)
 
     async def lines(self, account: str) -> AsyncIterator[str]:
         """The whole chain, a line for each record."""

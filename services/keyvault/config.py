@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from services.common.settings import ServiceSettings
 
 _SQLITE = "sqlite:///"
+_ACCOUNT_ID = r"^\d{12}$"
+_REGION = r"^[a-z0-9-]{1,32}$"
+_URL = r"^https?://[^\s]+$"
 
 
 class KeyvaultSettings(ServiceSettings):
@@ -14,17 +20,67 @@ class KeyvaultSettings(ServiceSettings):
 
     # Ed25519 private key, PEM: signs permits.
     context_key_file: Path
-    # The installation's root key: 32 bytes, or the same sealed under a passphrase.
-    root_key_file: Path
-    # File with the passphrase of a sealed root key.
+    # Which KMS makes new account keys. Any other that is configured below serves the keys it holds.
+    kms: Literal["file", "aws", "aws-root", "transit", "pkcs11"] = "file"
+    # One call of a KMS, its repetitions included.
+    kms_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    # What one account may ask of a KMS, so that it does not use up the quota of all.
+    kms_calls_per_second: float = Field(default=50.0, gt=0)
+
+    # file: the installation's root key, 32 bytes or the same sealed under a passphrase.
+    root_key_file: Path | None = None
+    # file: the passphrase of a sealed root key.
     root_passphrase_file: Path | None = None
+
+    # aws, aws-root: keys of any other region, and our own keys of any other account, are refused.
+    aws_region: str = Field(default="", pattern=rf"^$|{_REGION}")
+    aws_account_id: str = Field(default="", pattern=rf"^$|{_ACCOUNT_ID}")
+    # aws, aws-root: where KMS and STS answer instead of at AWS, such as a VPC endpoint.
+    aws_endpoint_url: str = Field(default="", pattern=rf"^$|{_URL}")
+    # aws, aws-root: PEM file of the authorities that the endpoint's certificate is checked against.
+    aws_ca_file: Path | None = None
+    # aws-root: the one KMS key that account keys are wrapped under.
+    aws_root_key_arn: str = ""
+
+    # transit (OpenBao, Vault): its address, mount, and a file with the token, read again when it changes.
+    transit_url: str = Field(default="", pattern=rf"^$|{_URL}")
+    transit_mount: str = Field(default="transit", pattern=r"^[A-Za-z0-9_/-]{1,64}$")
+    transit_token_file: Path | None = None
+    transit_ca_file: Path | None = None
+    transit_namespace: str = ""
+
+    # pkcs11: the module's library, the token's label, and a file with its PIN.
+    pkcs11_module: Path | None = None
+    pkcs11_token: str = ""
+    pkcs11_pin_file: Path | None = None
+
+    @property
+    def providers(self) -> frozenset[str]:
+        """The KMSs that the settings describe."""
+        described = {
+            "file": self.root_key_file is not None,
+            "aws": bool(self.aws_region and self.aws_account_id),
+            "aws-root": bool(self.aws_region and self.aws_account_id and self.aws_root_key_arn),
+            "transit": bool(self.transit_url and self.transit_token_file),
+            "pkcs11": bool(self.pkcs11_module and self.pkcs11_token and self.pkcs11_pin_file),
+        }
+        return frozenset(name for name, is_described in described.items() if is_described)
+
+    def check_kms(self) -> None:
+        """Raises ValueError where the chosen KMS is not described, or one would be asked in clear."""
+        if self.kms not in self.providers:
+            missing = "SEALCOMB_ROOT_KEY_FILE" if self.kms == "file" else "see docs/kms.md"
+            raise ValueError(f"settings missing for the KMS {self.kms!r}: {missing}")
+        for url in (self.transit_url, self.aws_endpoint_url):
+            if url.startswith("http://") and not url.startswith(("http://127.0.0.1:", "http://[::1]:")):
+                raise ValueError("the address of a KMS must be https")
 
     def check_root_key_place(self) -> None:
         """Raises ValueError for a root key that lies in the database's own folder.
 
         A copy of that folder, such as a backup, would hold the data keys and what opens them.
         """
-        if not self.database_url.startswith(_SQLITE):
+        if self.root_key_file is None or not self.database_url.startswith(_SQLITE):
             return
         folder = Path(self.database_url.removeprefix(_SQLITE)).resolve().parent
         if self.root_key_file.resolve().is_relative_to(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 
@@ -17,6 +18,7 @@ from sealcomb.v1 import audit_service_pb2_grpc, key_service_pb2_grpc
 from services.common import methods
 from services.common.clock import SystemClock
 from services.common.context import CallContext, ContextSigner, ContextVerifier
+from services.common.errors import FailedPrecondition, Unavailable
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.interceptor import GuardInterceptor
@@ -28,8 +30,9 @@ from services.keyvault.chain import AuditChain
 from services.keyvault.completion import Completion
 from services.keyvault.config import KeyvaultSettings
 from services.keyvault.events import KeyEvents
-from services.keyvault.kms.file import FileKms
-from services.keyvault.kms.rootkey import create_root_key, load_root_key
+from services.keyvault.kms.registry import KmsRegistry
+from services.keyvault.kms.rootkey import create_root_key
+from services.keyvault.kms.selection import open_kms
 from services.keyvault.permits import Permits
 from services.keyvault.public_servicers import AuditServicer, KeyServicer
 from services.keyvault.release_servicer import KeyReleaseServicer
@@ -40,6 +43,8 @@ from services.keyvault.vault import INSTALLATION, Vault
 _log = structlog.get_logger("keyvault")
 # Requests here are ids and flags; nothing is large.
 _MESSAGE_BYTES_MAX = 1024 * 1024
+_KMS_WAIT_S = 0.25
+_KMS_WAIT_S_MAX = 5.0
 
 
 async def serve(settings: KeyvaultSettings) -> None:
@@ -47,7 +52,7 @@ async def serve(settings: KeyvaultSettings) -> None:
     clock = SystemClock()
     stopping = _stop_signals()
     settings.check_root_key_place()
-    kms = FileKms(load_root_key(settings.root_key_file, settings.root_passphrase_file))
+    kms = open_kms(settings, clock)
     signer = ContextSigner.from_file(settings.context_key_file)
     verifier = ContextVerifier.from_folder(methods.KEYVAULT, settings.context_trust_dir, clock)
 
@@ -60,22 +65,20 @@ async def serve(settings: KeyvaultSettings) -> None:
         grants = ContextVerifier.of_grants(settings.context_trust_dir, clock)
         permits = Permits(store, signer, grants, clock)
         await vault.bind_installation()
-        chain = AuditChain(store, await _page_key(vault, releases))
+        chain = AuditChain(store)
 
         guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
         keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
             KeyReleaseServicer(vault, releases, permits, events), server.grpc_server
         )
-        key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-            KeyServicer(vault, kms.provider), server.grpc_server
-        )
+        key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(vault), server.grpc_server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(chain), server.grpc_server)
         await server.start()
-        await server.set_ready(True)
-        _log.info("serving", port=server.port, provider=kms.provider)
-
-        await stopping.wait()
+        if await _kms_ready(vault, releases, kms, chain, stopping):
+            await server.set_ready(True)
+            _log.info("serving", port=server.port, provider=kms.provider)
+            await stopping.wait()
         _log.info("stopping")
         # Watches would otherwise hold the server until its grace ends.
         events.close()
@@ -83,14 +86,36 @@ async def serve(settings: KeyvaultSettings) -> None:
         await completion.drain()
     finally:
         store.close()
+        await kms.close()
 
 
-async def _page_key(vault: Vault, releases: Releases) -> DataKey:
-    """The key of page tokens: a data key of the installation's own account, the same at every start."""
+async def _kms_ready(
+    vault: Vault, releases: Releases, kms: KmsRegistry, chain: AuditChain, stopping: asyncio.Event
+) -> bool:
+    """Waits until the KMS gives keyvault its own keys, trying again and again; False where it is to stop.
+
+    Until then health says NOT_SERVING, and the log says why.
+    """
+    waits_s = _KMS_WAIT_S
+    while not stopping.is_set():
+        try:
+            chain.page_key = await _own_key(vault, releases, "pages")
+            kms.seal_handles_with(await _own_key(vault, releases, "handles"))
+            return True
+        except (Unavailable, FailedPrecondition) as error:
+            _log.warning("waiting for the KMS", provider=kms.provider, reason=error.reason, why=error.message)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), waits_s)
+        waits_s = min(2 * waits_s, _KMS_WAIT_S_MAX)
+    return False
+
+
+async def _own_key(vault: Vault, releases: Releases, purpose: str) -> DataKey:
+    """A data key of the installation's own account, the same at every start."""
     context = CallContext(methods.KEYVAULT, (methods.KEYVAULT,), INSTALLATION, "", (), (), "", 0.0, 0.0, "")
     itself = Asker(methods.KEYVAULT, context)
     await vault.provision(itself)
-    return await releases.release(itself, "pages", "pages")
+    return await releases.release(itself, purpose, purpose)
 
 
 def _stop_signals() -> asyncio.Event:
@@ -120,6 +145,8 @@ def main() -> None:
         settings = KeyvaultSettings()  # type: ignore[call-arg]  # from the environment
         configure_logging(methods.KEYVAULT, settings.log_level)
         if arguments.init_root_key:
+            if settings.root_key_file is None:
+                sys.exit("sealcomb-keyvault: settings missing or wrong: SEALCOMB_ROOT_KEY_FILE")
             create_root_key(settings.root_key_file, settings.root_passphrase_file)
             return
         if swap_is_on():

@@ -36,6 +36,8 @@ PURPOSES = {
     "profile": Purpose(methods.GATEWAY, "profile"),
     # Page tokens of keyvault itself.
     "pages": Purpose(methods.KEYVAULT, "pages"),
+    # Seals the handles of keys that accounts brought along.
+    "handles": Purpose(methods.KEYVAULT, "handles"),
 }
 
 # Keys whose resource is a collection.

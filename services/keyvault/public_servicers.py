@@ -27,9 +27,8 @@ _STATES = {
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """The account's own KMS key."""
 
-    def __init__(self, vault: Vault, provider: str) -> None:
+    def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self._provider = provider
 
     async def GetKey(
         self, request: key_service_pb2.GetKeyRequest, context: _Context
@@ -63,7 +62,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         key = key_service_pb2.Key(
             state=_STATES[account.state],
             version=account.version,
-            provider=self._provider,
+            provider=account.provider,
             create_time=_timestamp(account.create_us),
             data_keys=account.data_keys,
         )

@@ -23,6 +23,8 @@ class AccountRecord:
     state: KeyState
     suspended: bool
     version: int
+    # The KMS of the current version of its key; empty once that is destroyed.
+    provider: str
     data_keys: int
     create_us: int
     rotate_us: int
@@ -32,11 +34,12 @@ class AccountRecord:
 
 @dataclass(frozen=True, slots=True)
 class AccountKey:
-    """One version of an account's KMS key: the provider's handle of it, useless without the KMS."""
+    """One version of an account's KMS key: the provider's handle of it, useless without the provider."""
 
     account: str
     version: int
     handle: bytes
+    provider: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,14 @@ from services.keyvault.schema import (
 )
 
 # The statements of a release, built once: building them costs more than running them.
-_ACCOUNT = sa.select(ACCOUNTS).where(ACCOUNTS.c.id == sa.bindparam("account"))
-_LOCKED_ACCOUNT = _ACCOUNT.with_for_update()
-_ACCOUNT_KEY = sa.select(ACCOUNT_KEYS.c.handle).where(
+_PROVIDER = (
+    sa.select(ACCOUNT_KEYS.c.provider)
+    .where(ACCOUNT_KEYS.c.account == ACCOUNTS.c.id, ACCOUNT_KEYS.c.version == ACCOUNTS.c.version)
+    .scalar_subquery()
+)
+_ACCOUNT = sa.select(ACCOUNTS, _PROVIDER.label("provider")).where(ACCOUNTS.c.id == sa.bindparam("account"))
+_LOCKED_ACCOUNT = _ACCOUNT.with_for_update(of=ACCOUNTS)
+_ACCOUNT_KEY = sa.select(ACCOUNT_KEYS).where(
     ACCOUNT_KEYS.c.account == sa.bindparam("account"), ACCOUNT_KEYS.c.version == sa.bindparam("version")
 )
 _DATA_KEY = sa.select(DATA_KEYS).where(
@@ -93,6 +98,7 @@ class Transaction:
             KeyState(row.state),
             row.suspended,
             row.version,
+            row.provider or "",
             row.data_keys,
             row.create_us,
             row.rotate_us,
@@ -100,7 +106,7 @@ class Transaction:
             row.audit_hash,
         )
 
-    def add_account(self, key: AccountKey, provider: str, now_us: int) -> None:
+    def add_account(self, key: AccountKey, now_us: int) -> None:
         """Adds an account with the first version of its key."""
         self._connection.execute(
             sa.insert(ACCOUNTS).values(
@@ -115,34 +121,39 @@ class Transaction:
                 audit_hash=audit.FIRST_HASH,
             )
         )
-        self.add_account_key(key, provider)
+        self.add_account_key(key)
 
     def update_account(self, account: str, **values: Any) -> None:
         """Sets columns of an account."""
         self._connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.id == account).values(**values))
 
-    def add_account_key(self, key: AccountKey, provider: str) -> None:
+    def add_account_key(self, key: AccountKey) -> None:
         """Adds a version of an account's key."""
         self._connection.execute(
             sa.insert(ACCOUNT_KEYS).values(
-                account=key.account, version=key.version, provider=provider, handle=key.handle
+                account=key.account, version=key.version, provider=key.provider, handle=key.handle
             )
         )
 
     def account_key(self, account: str, version: int) -> AccountKey | None:
         """A version of an account's key."""
         values = {"account": account, "version": version}
-        handle = self._connection.execute(_ACCOUNT_KEY, values).scalar_one_or_none()
-        return None if handle is None else AccountKey(account, version, handle)
+        row = self._connection.execute(_ACCOUNT_KEY, values).one_or_none()
+        return None if row is None else AccountKey(account, version, row.handle, row.provider)
 
     def account_keys(self, account: str) -> list[AccountKey]:
         """All versions of an account's key, oldest first."""
         query = (
-            sa.select(ACCOUNT_KEYS.c.version, ACCOUNT_KEYS.c.handle)
-            .where(ACCOUNT_KEYS.c.account == account)
-            .order_by(ACCOUNT_KEYS.c.version)
+            sa.select(ACCOUNT_KEYS).where(ACCOUNT_KEYS.c.account == account).order_by(ACCOUNT_KEYS.c.version)
         )
-        return [AccountKey(account, row.version, row.handle) for row in self._connection.execute(query)]
+        return [
+            AccountKey(account, row.version, row.handle, row.provider)
+            for row in self._connection.execute(query)
+        ]
+
+    def providers(self) -> frozenset[str]:
+        """Every KMS that holds a key of an account."""
+        return frozenset(self._connection.execute(sa.select(ACCOUNT_KEYS.c.provider).distinct()).scalars())
 
     def delete_account_keys_below(self, account: str, version: int) -> None:
         """Destroys the versions before one; the database refuses where a data key still needs them."""

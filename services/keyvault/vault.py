@@ -18,7 +18,7 @@ from services.keyvault import policy
 from services.keyvault.asker import Asker
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
-from services.keyvault.kms.protocol import Kms
+from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.policy import AccountUnknown
 from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, KeyState
 from services.keyvault.store import Store
@@ -27,6 +27,9 @@ from services.keyvault.transaction import Transaction
 # The account of the installation itself; no id has this form.
 INSTALLATION = "installation"
 _FINGERPRINT = "kms"
+_FILE = "file"
+_WRONG = {_FILE: "the root key is not the one of this database; restore the right one"}
+_WRONG_KMS = "the settings of the KMS {!r} name another one than this database's; set them back"
 _ROTATION_TRIES = 10
 _REWRAPS_A_TURN = 64
 _ACTION = re.compile(r"(account|token)\.[a-z_]{1,40}")
@@ -34,14 +37,14 @@ _RESOURCE = re.compile(r"[0-9A-Za-z]{0,64}")
 
 
 class WrongInstallation(ValueError):
-    """The database belongs to another root key."""
+    """The database belongs to another KMS."""
 
 
 class Vault:
-    """Accounts' keys in one KMS."""
+    """Accounts' keys, each in the KMS that its version names."""
 
     def __init__(
-        self, store: Store, kms: Kms, events: KeyEvents, clock: Clock, completion: Completion
+        self, store: Store, kms: KmsRegistry, events: KeyEvents, clock: Clock, completion: Completion
     ) -> None:
         self._store = store
         self._kms = kms
@@ -52,12 +55,20 @@ class Vault:
         self._rotating: set[str] = set()
 
     async def bind_installation(self) -> None:
-        """Binds a new database to the KMS; raises WrongInstallation for one that is bound to another."""
-        bound = await self._store.read(lambda tx: tx.installation_value(_FINGERPRINT))
-        if bound is None:
-            await self._store.write(lambda tx: tx.set_installation_value(_FINGERPRINT, self._kms.fingerprint))
-        elif not hmac.compare_digest(bound, self._kms.fingerprint):
-            raise WrongInstallation("the root key is not the one of this database; restore the right one")
+        """Binds a database to each KMS that is new to it.
+
+        Raises WrongInstallation for one that is bound to another of the kind, or needs one that is not here.
+        """
+        fingerprints = self._kms.fingerprints
+        for missing in await self._store.read(lambda tx: tx.providers()) - fingerprints.keys():
+            raise WrongInstallation(f"accounts have keys in the KMS {missing!r}; configure it as well")
+        for provider, fingerprint in fingerprints.items():
+            name = _FINGERPRINT if provider == _FILE else f"{_FINGERPRINT} {provider}"
+            bound = await self._store.read(partial(_bound, name))
+            if bound is None:
+                await self._store.write(partial(_bind, name, fingerprint))
+            elif not hmac.compare_digest(bound, fingerprint):
+                raise WrongInstallation(_WRONG.get(provider, _WRONG_KMS.format(provider)))
 
     async def provision(self, asker: Asker) -> None:
         """Makes the account's key if there is none."""
@@ -121,7 +132,7 @@ class Vault:
         if refusal is not None:
             await self._store.write(partial(self._append, asker, "key.rotate", "", refusal))
             raise refusal
-        new = await self._kms.new_key(asker.account, account.version + 1)
+        new = await self._kms.next_key(old[account.version], account.version + 1)
         rewrapped: dict[str, DataKeyRecord] = {}
         for _ in range(_ROTATION_TRIES):
             for record in await self._store.read(lambda tx: tx.data_keys_below(asker.account, new.version)):
@@ -173,7 +184,7 @@ class Vault:
         if tx.account(asker.account) is not None:
             return False
         now_us = self._now_us()
-        tx.add_account(key, self._kms.provider, now_us)
+        tx.add_account(key, now_us)
         tx.append(_known(tx.account(asker.account)), asker.act(now_us, "key.provision"))
         return True
 
@@ -229,7 +240,7 @@ class Vault:
         if not rewrapped.keys() >= set(present):
             return None
         now_us = self._now_us()
-        tx.add_account_key(new, self._kms.provider)
+        tx.add_account_key(new)
         tx.rewrap_data_keys([rewrapped[key_id] for key_id in present])
         tx.delete_account_keys_below(account.id, new.version)
         tx.update_account(account.id, version=new.version, rotate_us=now_us)
@@ -242,6 +253,14 @@ class Vault:
 
     def _now_us(self) -> int:
         return int(self._clock.now_s() * 1e6)
+
+
+def _bound(name: str, tx: Transaction) -> bytes | None:
+    return tx.installation_value(name)
+
+
+def _bind(name: str, fingerprint: bytes, tx: Transaction) -> None:
+    tx.set_installation_value(name, fingerprint)
 
 
 def _with_keys(account: str, tx: Transaction) -> tuple[AccountRecord, dict[int, AccountKey]]:

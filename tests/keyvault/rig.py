@@ -26,7 +26,9 @@ from services.keyvault.asker import Asker
 from services.keyvault.chain import AuditChain
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyEvents
-from services.keyvault.kms.protocol import Kms
+from services.keyvault.kms.binding import Handle
+from services.keyvault.kms.protocol import KeyReference, Kms
+from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.permits import Permits
 from services.keyvault.records import AccountKey, Wrapping
 from services.keyvault.releases import Releases
@@ -70,7 +72,7 @@ class MemoryKms:
         """A new key."""
         handle = secrets.token_bytes(16)
         self._keys.add(handle)
-        return AccountKey(account, version, handle)
+        return AccountKey(account, version, handle, self.provider)
 
     async def wrap(self, key: AccountKey, wrapping: Wrapping, secret: bytes) -> bytes:
         """A token for the secret."""
@@ -92,8 +94,17 @@ class MemoryKms:
         """Forgets a key."""
         self._keys.discard(key.handle)
 
+    async def adopt_key(self, account: str, version: int, reference: KeyReference) -> AccountKey:
+        """A key that somebody else made."""
+        handle = Handle(account, version, reference.key, reference.role, adopted=True).encode()
+        self._keys.add(handle)
+        return AccountKey(account, version, handle, self.provider)
+
     def forget(self, account: str) -> None:
         """Nothing is held beside the keys themselves."""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
 
     def _check(self, key: AccountKey, wrapping: Wrapping) -> None:
         if self.down:
@@ -115,9 +126,10 @@ class Rig:
         self.store = Store.open(f"sqlite:///{self.database}")
         self.events = KeyEvents()
         self.completion = Completion()
-        self.vault = Vault(self.store, self.kms, self.events, self.clock, self.completion)
+        self.registry = KmsRegistry(self.kms)
+        self.vault = Vault(self.store, self.registry, self.events, self.clock, self.completion)
         self.releases = Releases(
-            self.store, self.kms, self.events, self.clock, self.completion, self.random_bytes
+            self.store, self.registry, self.events, self.clock, self.completion, self.random_bytes
         )
         self.signing_key = Ed25519PrivateKey.generate()
         self.grants = ContextVerifier(

@@ -18,6 +18,7 @@ _ALLOWED = {
     ("ingest", "connection"),
     ("gateway", "profile"),
     ("keyvault", "pages"),
+    ("keyvault", "handles"),
 }
 _DELETE = "/sealcomb.v1.CollectionService/DeleteCollection"
 

@@ -101,7 +101,7 @@ async def service(tmp_path: Path) -> AsyncIterator[_Service]:
     keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
         KeyReleaseServicer(rig.vault, rig.releases, rig.permits, rig.events), server.grpc_server
     )
-    key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(rig.vault, "file"), server.grpc_server)
+    key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(rig.vault), server.grpc_server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(rig.chain), server.grpc_server)
     await server.start()
     service = _Service(rig, installation, server)

@@ -16,7 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from services.common import ids
+from services.common.errors import invalid
 from services.common.sealing import DataKey, Identity, OpenFailed, open_sealed, seal
+from services.keyvault.kms.protocol import KeyReference
 from services.keyvault.records import AccountKey, Wrapping
 
 _KEY_BYTES = 32
@@ -44,7 +46,12 @@ class FileKms:
     async def new_key(self, account: str, version: int) -> AccountKey:
         """A new account key."""
         plain = self._random_bytes(_ID_BYTES + _KEY_BYTES)
-        return AccountKey(account, version, seal(self._root, _key_identity(account, version), plain))
+        handle = seal(self._root, _key_identity(account, version), plain)
+        return AccountKey(account, version, handle, self.provider)
+
+    async def adopt_key(self, account: str, version: int, reference: KeyReference) -> AccountKey:
+        """Refused: a key that somebody else holds is no use to this KMS."""
+        raise invalid("provider", "takes no keys of others")
 
     async def wrap(self, key: AccountKey, wrapping: Wrapping, secret: bytes) -> bytes:
         """A data key wrapped under an account key, bound to its encryption context."""
@@ -65,6 +72,10 @@ class FileKms:
         """Drops the account's unsealed keys from memory."""
         for key in [key for key in self._keys if key.account == account]:
             del self._keys[key]
+
+    async def close(self) -> None:
+        """Drops every unsealed key."""
+        self._keys.clear()
 
     def _unsealed(self, key: AccountKey) -> DataKey:
         held = self._keys.get(key)
