@@ -242,6 +242,7 @@ class DocumentCapture(Capture):
     def __init__(self, state: DocumentState, stored: list[Stored], passages: list[Passage | None]) -> None:
         self._state = state
         self._vectors, self._live = state.index.freeze()
+        self._graph = state.index.graph
         self._stored, self._passages = stored, passages
 
     def operations(self) -> Iterator[Operation]:
@@ -258,6 +259,10 @@ class DocumentCapture(Capture):
     def lengths(self) -> bytes:
         """The lengths of living passages."""
         return self._state.lexical.dump_lengths(self._live).astype("<u4").tobytes()
+
+    def graph(self) -> bytes:
+        """The graph as it was, its rows numbered as `operations` will number them."""
+        return b"" if self._graph is None else self._graph.pack(self._live)
 
     def release(self) -> None:
         """Lets deleted vectors be wiped again."""

@@ -12,7 +12,10 @@ in the matrix, in the graph when it is next built.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import hnswlib
@@ -20,16 +23,35 @@ import numpy as np
 
 from services.vectorstore.arrays import Growable
 from services.vectorstore.nearest import Found, Mask, Metric, Rows, Sight, Vectors, lengths_of, unit
+from services.vectorstore.shape import (
+    EF_CONSTRUCTION,
+    BadShape,
+    M,
+    Shape,
+    index_bytes,
+    pack,
+    shape_of,
+    unpack,
+)
 
-__all__ = ["Found", "Graph", "GraphPlan", "Mask", "Metric", "Rows", "VectorIndex", "Vectors", "build_graph"]
+__all__ = [
+    "Found",
+    "Graph",
+    "GraphPlan",
+    "Mask",
+    "Metric",
+    "Rows",
+    "VectorIndex",
+    "Vectors",
+    "build_graph",
+    "load_graph",
+]
 
 FLAT_MAX = 8_000
-_M = 16
-_EF_CONSTRUCTION = 100
 _TAIL_MIN = 2_000
 _DEAD_SHARE_MAX = 0.3
 _BUILD_BATCH = 256
-_GRAPH_BYTES_A_ROW = 4 * (2 * _M + 2) + 48
+_GRAPH_BYTES_A_ROW = 4 * (2 * M + 2) + 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +65,17 @@ class GraphPlan:
 
 
 class Graph:
-    """An HNSW graph over rows that were alive when it was planned; its labels are the rows."""
+    """An HNSW graph over rows that were alive when it was planned; its labels are the rows.
 
-    def __init__(self, metric: Metric, index: hnswlib.Index, rows: Rows, until: int) -> None:
-        self._metric = metric
+    `rows` are those of its elements in their order, -1 for those that were dead when it was loaded.
+    """
+
+    def __init__(self, index: hnswlib.Index, shape: Shape, rows: Rows, until: int) -> None:
         self._index = index
+        self._shape = shape
         self.rows = rows
         self.until = until
-        self.dead = 0
+        self.dead = int(np.count_nonzero(rows < 0))
         # `ef` belongs to the index, not to a query, and queries of several threads overlap.
         self._lock = threading.Lock()
         self._frontiers: list[int] = []
@@ -58,13 +83,25 @@ class Graph:
     @property
     def size_bytes(self) -> int:
         """Memory that the graph holds, about."""
-        return len(self.rows) * (int(self._index.dim) * 4 + _GRAPH_BYTES_A_ROW) + 65_536 * 40
+        rows = len(self.rows) * (int(self._index.dim) * 4 + _GRAPH_BYTES_A_ROW)
+        return rows + 65_536 * 40 + self._shape.size_bytes
 
     def remove(self, rows: Rows) -> None:
         """Marks rows that the graph has as deleted."""
         for row in rows.tolist():
             self._index.mark_deleted(row)
         self.dead += len(rows)
+
+    def pack(self, live: Mask) -> bytes:
+        """The graph without its vectors, for a collection whose living rows are numbered anew from 0.
+
+        Nothing where none of its rows lives.
+        """
+        there = (self.rows >= 0) & live[self.rows]
+        if not there.any():
+            return b""
+        rows = np.where(there, (np.cumsum(live) - 1)[self.rows], -1)
+        return pack(self._shape, rows, int(np.count_nonzero(live[: self.until])))
 
     def search(self, query: Vectors, k: int, ef: int, allowed: Mask | None) -> Rows | None:
         """The nearest rows; None where the walk found fewer than it was asked for."""
@@ -89,9 +126,8 @@ class Graph:
 
 def build_graph(plan: GraphPlan, stop: threading.Event) -> Graph | None:
     """Builds a graph; blocks for seconds, so call it in a thread. None if stopped."""
-    space = "l2" if plan.metric is Metric.L2 else "ip"
-    index = hnswlib.Index(space, plan.vectors.shape[1])
-    index.init_index(max(1, len(plan.rows)), M=_M, ef_construction=_EF_CONSTRUCTION, random_seed=100)
+    index = hnswlib.Index(_space(plan.metric), plan.vectors.shape[1])
+    index.init_index(max(1, len(plan.rows)), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
     for start in range(0, len(plan.rows), _BUILD_BATCH):
         if stop.is_set():
             return None
@@ -100,7 +136,46 @@ def build_graph(plan: GraphPlan, stop: threading.Event) -> Graph | None:
         if plan.metric is Metric.COSINE:
             vectors = unit(vectors)
         index.add_items(vectors, rows, num_threads=1)
-    return Graph(plan.metric, index, plan.rows, plan.until)
+    return Graph(index, _shape(index, plan.rows), plan.rows, plan.until)
+
+
+def load_graph(raw: memoryview, into: VectorIndex) -> Graph:
+    """A graph that `pack` gave, for an index that has its rows; in a thread. Raises BadShape."""
+    shape, rows, until = unpack(raw)
+    if until > into.rows or not (rows >= 0).any():
+        raise BadShape
+    vectors = into.vectors(rows)
+    if into.metric is Metric.COSINE:
+        vectors = unit(vectors)
+    index = hnswlib.Index(_space(into.metric), into.dimension)
+    with _memory(index_bytes(shape, rows, into.rows, vectors)) as path:
+        index.load_index(path, max_elements=len(rows))
+    return Graph(index, shape, rows, until)
+
+
+def _space(metric: Metric) -> str:
+    return "l2" if metric is Metric.L2 else "ip"
+
+
+def _shape(index: hnswlib.Index, rows: Rows) -> Shape:
+    with _memory(()) as path:
+        index.save_index(path)
+        with open(path, "rb") as file:
+            return shape_of(memoryview(file.read()), rows)
+
+
+@contextmanager
+def _memory(parts: Iterable[bytes]) -> Iterator[str]:
+    """A path that hnswlib can save to and load from, and that is on no disk."""
+    descriptor = os.memfd_create("graph", os.MFD_CLOEXEC)
+    try:
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(descriptor, view) :]
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 class VectorIndex:
@@ -221,8 +296,8 @@ class VectorIndex:
 
     def adopt_graph(self, graph: Graph) -> None:
         """Serves queries from a graph that was planned here; rows deleted since are marked first."""
-        alive = self._live.view()[graph.rows]
-        graph.remove(graph.rows[~alive])
+        rows = graph.rows[graph.rows >= 0]
+        graph.remove(rows[~self._live.view()[rows]])
         self._graph = graph
 
     def _wipe(self) -> None:

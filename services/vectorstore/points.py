@@ -124,6 +124,7 @@ class PointCapture(Capture):
     def __init__(self, index: VectorIndex, ids: list[str], metadata: list[bytes], texts: list[str]) -> None:
         self._index = index
         self._vectors, self._live = index.freeze()
+        self._graph = index.graph
         self._ids, self._metadata, self._texts = ids, metadata, texts
 
     def operations(self) -> Iterator[Operation]:
@@ -147,6 +148,10 @@ class PointCapture(Capture):
     def lengths(self) -> bytes:
         """None."""
         return b""
+
+    def graph(self) -> bytes:
+        """The graph as it was, its rows numbered as `operations` will number them."""
+        return b"" if self._graph is None else self._graph.pack(self._live)
 
     def release(self) -> None:
         """Lets deleted vectors be wiped again."""

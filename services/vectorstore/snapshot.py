@@ -14,6 +14,7 @@ The plaintext, little-endian, with texts and bytes as in operations.py:
          1 operations that make the state from nothing; any number of sections
          2 lengths of the passages (u32 each)
          3 postings: (text term, bytes postings) repeated; any number
+         4 graph of the vectors (shape.py), if there is one
          0 end, empty
 
 Sealed as Identity(account, collection, "snapshot", version=lsn). The plaintext never touches a
@@ -32,18 +33,19 @@ import numpy as np
 from services.common.errors import DataLoss
 from services.common.sealing import DataKey, Opener, OpenFailed, Sealer
 from services.vectorstore.documents import DocumentState
-from services.vectorstore.index import Metric
+from services.vectorstore.index import Metric, load_graph
 from services.vectorstore.lexical import ANALYSER
 from services.vectorstore.log import Scope
 from services.vectorstore.operations import DataDamaged, PutDocument, Reader, decode, encode
 from services.vectorstore.points import PointState
+from services.vectorstore.shape import BadShape
 from services.vectorstore.state import Capture, State
 
 _MAGIC = b"SCSNAP01"
 _PREFIX = struct.Struct("<8sBIBQ32sQ")
 _SECTION = struct.Struct("<BQ")
 _U32 = struct.Struct("<I")
-_END, _OPERATIONS, _LENGTHS, _POSTINGS = 0, 1, 2, 3
+_END, _OPERATIONS, _LENGTHS, _POSTINGS, _GRAPH = 0, 1, 2, 3, 4
 _POINTS, _DOCUMENTS = 1, 2
 _PART_BYTES = 256 * 1024
 _SIZE_BYTES_MAX = 64 * 1024**3
@@ -128,6 +130,9 @@ def dump(moment: Moment, capture: Capture) -> Iterator[bytes]:
                 yield _section(_POSTINGS, b"".join(gathered))
                 gathered, size = [], 0
         yield _section(_POSTINGS, b"".join(gathered))
+    graph = capture.graph()
+    if graph:
+        yield _section(_GRAPH, graph)
     yield _section(_END, b"")
 
 
@@ -145,6 +150,7 @@ def load(plaintext: bytes | bytearray) -> tuple[Moment, State]:
     state = new_state(moment.text, dimension, moment.metric)
     lengths = np.empty(0, np.uint32)
     postings: list[memoryview] = []
+    graph: memoryview | None = None
     while True:
         tag, size = reader.u8(), reader.u64()
         content = reader.take(size)
@@ -154,6 +160,8 @@ def load(plaintext: bytes | bytearray) -> tuple[Moment, State]:
             lengths = np.frombuffer(content, "<u4").astype(np.uint32)
         elif tag == _POSTINGS:
             postings.append(content)
+        elif tag == _GRAPH:
+            graph = content
         elif tag == _END and reader.at_end:
             break
         else:
@@ -162,6 +170,11 @@ def load(plaintext: bytes | bytearray) -> tuple[Moment, State]:
         state.next_sequence = sequence
         if same_analyser:
             state.lexical.load(lengths, _postings(postings))
+    if graph is not None:
+        try:
+            state.index.adopt_graph(load_graph(graph, state.index))
+        except BadShape:
+            raise DataDamaged from None
     return moment, state
 
 

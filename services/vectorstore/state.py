@@ -63,6 +63,10 @@ class Capture(abc.ABC):
         """The lengths of its passages, u32 each."""
 
     @abc.abstractmethod
+    def graph(self) -> bytes:
+        """The graph for the state that `operations` makes; empty if there is none."""
+
+    @abc.abstractmethod
     def release(self) -> None:
         """Lets the state wipe again what was deleted."""
 

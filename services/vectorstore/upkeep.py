@@ -23,7 +23,7 @@ from services.vectorstore.collection import Collection, Decision
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import build_graph
 from services.vectorstore.log import Head
-from services.vectorstore.operations import Operation
+from services.vectorstore.operations import DeleteDocument, DeletePoints, Operation
 from services.vectorstore.snapshot import Moment, dump, load, seal_snapshot
 from services.vectorstore.state import Capture, State
 from services.vectorstore.store import SnapshotRow, Store
@@ -64,6 +64,8 @@ class Keeper:
         self._later: asyncio.TimerHandle | None = None
         self._erase: asyncio.TimerHandle | None = None
         self._erase_due = False
+        # A graph was built that no snapshot has: after a restart it would be built again.
+        self._graph_due = False
         self._dead = collection.state.index.dead
         self._key: DataKey | None = None
         collection.on_applied = self._applied
@@ -112,7 +114,12 @@ class Keeper:
             return self._compact
         long = max(self._upkeep.log_bytes, self._snapshot_bytes // 2)
         tail = collection.tail
-        if tail.size_bytes > long or tail.records > self._upkeep.log_records or self._erase_due:
+        if (
+            tail.size_bytes > long
+            or tail.records > self._upkeep.log_records
+            or self._erase_due
+            or self._graph_due
+        ):
             return self.snapshot
         return self._graph if index.wants_graph() else None
 
@@ -158,6 +165,7 @@ class Keeper:
         if graph is not None and state is collection.state:
             state.index.adopt_graph(graph)
             collection.resize()
+            self._graph_due = True
 
     async def _compact(self) -> None:
         """Makes a state without dead rows beside the present one, and catches up with it."""
@@ -189,9 +197,14 @@ class Keeper:
         """Writes a snapshot of the present state and shortens the log to what came after it."""
         collection, upkeep, key = self._collection, self._upkeep, self._key
         scope = collection.scope
-        self._erase_due = False
-        if key is None or collection.head.lsn == collection.head.snapshot_lsn:
+        graph_due, self._graph_due, self._erase_due = self._graph_due, False, False
+        if key is None:
             return
+        if collection.head.lsn == collection.head.snapshot_lsn:
+            if not graph_due:
+                return
+            # A snapshot is never replaced by another of the same lsn, so the log moves on, changing nothing.
+            await collection.write(_nothing, key)
         moment, capture = await collection.at_rest(lambda: (self._moment(), collection.state.capture()))
         try:
             row = SnapshotRow(
@@ -226,6 +239,11 @@ class Keeper:
             self._stop.set()
             await asyncio.wait([future])
             raise
+
+
+def _nothing(state: State) -> Decision[None]:
+    nothing = DeleteDocument("") if isinstance(state, DocumentState) else DeletePoints(())
+    return Decision([nothing], lambda _counts: None)
 
 
 def discard_old(store: Store, objects: ObjectStore, collection: str, current: int) -> None:
