@@ -117,6 +117,27 @@ class Keys:
             self._stub.EnableKey, keys_pb.EnableKeyRequest(), timeout_s=timeout_s
         ).key
 
+    def schedule_deletion(self, *, wait_days: int = 0, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Turns the data off and destroys the key in 7 to 30 days; 0: in 30."""
+        request = keys_pb.ScheduleKeyDeletionRequest(wait_days=wait_days)
+        return self._transport.unary(
+            self._stub.ScheduleKeyDeletion, request, timeout_s=timeout_s, safe=False
+        ).key
+
+    def destroy(self, *, confirm: str, timeout_s: float = _TIMEOUT_S) -> str:
+        """Destroys the key at once, for good, and gives the receipt; `confirm` is the account's own id."""
+        request = keys_pb.ScheduleKeyDeletionRequest(confirm=confirm)
+        return self._transport.unary(
+            self._stub.ScheduleKeyDeletion, request, timeout_s=timeout_s, safe=False
+        ).receipt
+
+    def cancel_deletion(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Calls a scheduled deletion off; the key is disabled after it."""
+        request = keys_pb.CancelKeyDeletionRequest()
+        return self._transport.unary(
+            self._stub.CancelKeyDeletion, request, timeout_s=timeout_s, safe=False
+        ).key
+
 
 class AuditLog:
     """AuditService: the account's own chain of events."""
@@ -140,6 +161,18 @@ class AuditLog:
         request = audit_pb.ExportEventsRequest()
         for part in self._transport.download(self._stub.ExportEvents, request, timeout_s=timeout_s):
             yield part.line
+
+    def export_account(self, account_id: str, *, timeout_s: float = 60.0) -> Iterator[str]:
+        """The chain of any account, deleted ones included; needs an operator token."""
+        request = audit_pb.ExportAccountEventsRequest(account_id=account_id)
+        method = self._stub.ExportAccountEvents
+        for part in self._transport.download(method, request, timeout_s=timeout_s, operator=True):
+            yield part.line
+
+    def checkpoint(self, *, timeout_s: float = _TIMEOUT_S) -> audit_pb.GetCheckpointResponse:
+        """A signed statement of how far the chain goes now, and the key that verifies it."""
+        request = audit_pb.GetCheckpointRequest()
+        return self._transport.unary(self._stub.GetCheckpoint, request, timeout_s=timeout_s)
 
 
 class Accounts:
@@ -202,12 +235,12 @@ class Accounts:
             self._stub.UpdateAccount, request, timeout_s=timeout_s, operator=True
         ).account
 
-    def delete(self, id: str, *, confirm: str, timeout_s: float = _TIMEOUT_S) -> None:  # noqa: A002
-        """Destroys an account's keys and data, for good; `confirm` repeats the id."""
+    def delete(self, id: str, *, confirm: str, timeout_s: float = _TIMEOUT_S) -> str:  # noqa: A002
+        """Destroys an account's keys and data, for good, and gives the receipt; `confirm` repeats the id."""
         request = accounts_pb.DeleteAccountRequest(id=id, confirm=confirm)
-        self._transport.unary(
+        return self._transport.unary(
             self._stub.DeleteAccount, request, timeout_s=timeout_s, safe=False, operator=True
-        )
+        ).receipt
 
 
 def _limits(calls_per_second: float | None, burst: int | None) -> accounts_pb.Limits | None:

@@ -3,8 +3,11 @@
 Each line is a JSON object in canonical form (sorted keys, no spaces, ASCII); `hash` is the hex
 SHA-256 over "sealcomb audit v1" NUL and the canonical form of all other fields; `previous` is the
 hash of the line before, 64 zeros in the first; `sequence` counts from 1. So a changed, removed,
-inserted or reordered line breaks the chain at a line that can be named. Lines cut from the end
-leave a chain that is whole: to notice those, keep the head of an earlier export and give it here.
+inserted or reordered line breaks the chain at a line that can be named.
+
+The last line is a checkpoint: a signed statement of how far the chain goes. Lines cut from before it
+are missed at once. Whoever cuts it off as well, or writes a whole chain anew, cannot sign another: give the
+installation's public key, and a checkpoint that you kept from earlier, to notice those.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from sealcomb_client.statements import CHECKPOINT, StatementRefused, parse_statement, verify_statement
 
 _PREFIX = b"sealcomb audit v1\0"
 _FIRST = "0" * 64
@@ -50,20 +55,57 @@ class ChainHead:
     hash: str
 
 
-def verify_chain(lines: Iterable[str], known: ChainHead | None = None) -> ChainHead | None:
+def verify_chain(
+    lines: Iterable[str], known: ChainHead | None = None, public_key: bytes | None = None
+) -> ChainHead | None:
     """The head of a chain that holds, None for an empty one. Raises ChainBroken.
 
-    `known` is the head of an earlier export: the chain must still contain it.
+    `known` is the head of an earlier export: the chain must still contain it. With the installation's
+    public key, PEM, the chain must end in a checkpoint that the key verifies.
     """
     head: ChainHead | None = None
     number = 0
+    is_over = False
     for number, line in enumerate(lines, 1):
-        head = _next(number, line.rstrip("\r\n"), head)
+        text = line.rstrip("\r\n")
+        if is_over:
+            raise ChainBroken(number, "comes after the checkpoint, which is the last line")
+        if is_checkpoint(text):
+            is_over = True
+            _check_end(number, checkpoint_head(text, public_key, line=number), head)
+            continue
+        head = _next(number, text, head)
         if known is not None and head.sequence == known.sequence and head != known:
             raise ChainBroken(number, "is not the record that was here at the earlier export")
     if known is not None and (head is None or head.sequence < known.sequence):
         raise ChainBroken(number + 1, f"the chain ends before record {known.sequence} of the earlier export")
+    if public_key is not None and not is_over:
+        raise ChainBroken(number + 1, "there is no checkpoint; the end of the chain was cut off")
     return head
+
+
+def checkpoint_head(text: str, public_key: bytes | None = None, *, line: int = 1) -> ChainHead:
+    """Where a checkpoint says that its chain ends; with the public key, verified. Raises ChainBroken."""
+    try:
+        fields = parse_statement(text, CHECKPOINT)
+        if public_key is not None:
+            verify_statement(text, CHECKPOINT, public_key)
+        return ChainHead(str(fields["account"]), int(fields["sequence"]), str(fields["hash"]))
+    except (StatementRefused, KeyError, TypeError, ValueError) as error:
+        raise ChainBroken(line, f"is not a checkpoint that holds: {error}") from None
+
+
+def is_checkpoint(text: str) -> bool:
+    """Whether a line of an export says that it is the checkpoint."""
+    # Records have no such field, and a checkpoint has one spelling.
+    return f'"kind":"{CHECKPOINT}"' in text
+
+
+def _check_end(number: int, end: ChainHead, head: ChainHead | None) -> None:
+    if head is None or head.sequence < end.sequence:
+        raise ChainBroken(number, f"the chain ends before record {end.sequence} of its checkpoint")
+    if head != end:
+        raise ChainBroken(number, "the checkpoint is not of this chain's last record")
 
 
 def _next(number: int, line: str, before: ChainHead | None) -> ChainHead:

@@ -80,10 +80,11 @@ class Collections:
                 return
             request.page_token = response.next_page_token
 
-    def delete(self, name: str, *, timeout_s: float = _TIMEOUT_S) -> None:
-        """Destroys a collection's keys and data."""
+    def delete(self, name: str, *, timeout_s: float = _TIMEOUT_S) -> str:
+        """Destroys a collection's keys and data, and gives the signed receipt."""
         request = collections_pb.DeleteCollectionRequest(collection=name)
-        self._transport.unary(self._stub.DeleteCollection, request, timeout_s=timeout_s, safe=False)
+        method = self._stub.DeleteCollection
+        return self._transport.unary(method, request, timeout_s=timeout_s, safe=False).receipt
 
 
 def point(

@@ -86,11 +86,11 @@ class Transport:
         return self._patiently(attempt, timeout_s, safe=True)
 
     def download(
-        self, method: Callable[..., Iterable[_T]], request: Any, *, timeout_s: float
+        self, method: Callable[..., Iterable[_T]], request: Any, *, timeout_s: float, operator: bool = False
     ) -> Iterator[_T]:
         """The responses of a server stream. Raises ApiError, also in the middle."""
         try:
-            yield from method(request, timeout=timeout_s, metadata=self._metadata(operator=False))
+            yield from method(request, timeout=timeout_s, metadata=self._metadata(operator=operator))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

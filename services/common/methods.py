@@ -84,14 +84,20 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
         "KeyService",
         KEYVAULT,
         (KEYVAULT,),
-        dict.fromkeys(("GetKey", "RotateKey", "DisableKey", "EnableKey"), Scope.KEYS),
+        dict.fromkeys(
+            ("GetKey", "RotateKey", "DisableKey", "EnableKey", "ScheduleKeyDeletion", "CancelKeyDeletion"),
+            Scope.KEYS,
+        ),
         30.0,
     ),
     **_methods(
         "AuditService",
         KEYVAULT,
         (KEYVAULT,),
-        dict.fromkeys(("ListEvents", "ExportEvents"), Scope.AUDIT),
+        {
+            **dict.fromkeys(("ListEvents", "ExportEvents", "GetCheckpoint"), Scope.AUDIT),
+            "ExportAccountEvents": Scope.OPERATOR,
+        },
         60.0,
     ),
     **_methods(

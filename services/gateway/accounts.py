@@ -49,8 +49,11 @@ class Keyvault(Protocol):
     async def set_account_suspended(self, suspended: bool) -> None:
         """Suspends or resumes key release for the account, and records it."""
 
-    async def destroy_account(self) -> None:
-        """Destroys the account's keys for good, and records it; NotFound for an account it never knew."""
+    async def destroy_account(self) -> str:
+        """Destroys the account's keys for good, records it, and gives the receipt of it.
+
+        NotFound for an account it never knew.
+        """
 
     async def record_event(self, action: str, resource: str) -> None:
         """Adds an administrative act to the account's audit chain."""
@@ -176,15 +179,15 @@ class Accounts:
                 await self._change(row.id, {"suspended": False})
         return await self.get(account_id)
 
-    async def delete(self, account_id: str, confirm: str) -> None:
-        """Destroys the account's keys, then its tokens and itself. Raises NotFound."""
+    async def delete(self, account_id: str, confirm: str) -> str:
+        """Destroys the account's keys, then its tokens and itself; the receipt of it. Raises NotFound."""
         if confirm != account_id:
             raise invalid("confirm", "must repeat the account's id")
         row = await self._row(account_id)
         if row is None or row.state == CREATING:
             raise _no_such_account()
         await self._change(row.id, {"state": DELETING})
-        await self._remove(row)
+        return await self._remove(row)
 
     async def finish_interrupted(self) -> None:
         """Removes what an interrupted call left: accounts half made or half deleted."""
@@ -231,10 +234,11 @@ class Accounts:
         await self._in_thread(lambda: self._store.change_account(account_id, values))
         self._sessions.drop_account(account_id)
 
-    async def _remove(self, row: AccountRow) -> None:
+    async def _remove(self, row: AccountRow) -> str:
+        receipt = ""
         with acting_as(self._mint.for_keyvault(row.id, _DELETE_METHOD, _actor())):
             try:
-                await self._keyvault.destroy_account()
+                receipt = await self._keyvault.destroy_account()
             except SealcombError as error:
                 # Interrupted before keyvault knew of it: there is no key to destroy.
                 if error.reason != "ACCOUNT_NOT_FOUND":
@@ -242,6 +246,7 @@ class Accounts:
         await self._in_thread(lambda: self._store.delete_account(row.id))
         self._sessions.drop_account(row.id)
         self._profiles.drop_account(row.id)
+        return receipt
 
     async def _try_to_remove(self, row: AccountRow) -> None:
         try:

@@ -61,8 +61,8 @@ class AccountServicer(accounts_stubs.AccountServiceServicer):
         self, request: accounts_pb.DeleteAccountRequest, context: _Context
     ) -> accounts_pb.DeleteAccountResponse:
         """Deletes an account for good."""
-        await self._accounts.delete(request.id, request.confirm)
-        return accounts_pb.DeleteAccountResponse()
+        receipt = await self._accounts.delete(request.id, request.confirm)
+        return accounts_pb.DeleteAccountResponse(receipt=receipt)
 
 
 class TokenServicer(tokens_stubs.TokenServiceServicer):

@@ -27,16 +27,20 @@ from services.common.sealing import DataKey
 from services.common.telemetry import configure_logging
 from services.keyvault.asker import Asker
 from services.keyvault.chain import AuditChain
+from services.keyvault.checkpoints import Checkpoints
 from services.keyvault.completion import Completion
 from services.keyvault.config import KeyvaultSettings
+from services.keyvault.deletions import Deletions
 from services.keyvault.events import KeyEvents
 from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.kms.rootkey import create_root_key
 from services.keyvault.kms.selection import open_kms
 from services.keyvault.permits import Permits
 from services.keyvault.public_servicers import AuditServicer, KeyServicer
+from services.keyvault.receipts import Receipts
 from services.keyvault.release_servicer import KeyReleaseServicer
 from services.keyvault.releases import Releases
+from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
 from services.keyvault.vault import INSTALLATION, Vault
 
@@ -66,19 +70,29 @@ async def serve(settings: KeyvaultSettings) -> None:
         permits = Permits(store, signer, grants, clock)
         await vault.bind_installation()
         chain = AuditChain(store)
+        statements = StatementSigner.from_file(settings.context_key_file)
+        receipts = Receipts(store, statements)
+        checkpoints = Checkpoints(store, chain, statements, clock)
+        deletions = Deletions(store, vault, events, clock, completion)
 
         guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
         keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
-            KeyReleaseServicer(vault, releases, permits, events), server.grpc_server
+            KeyReleaseServicer(vault, releases, permits, events, receipts), server.grpc_server
         )
-        key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(vault), server.grpc_server)
-        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(chain), server.grpc_server)
+        key_service_pb2_grpc.add_KeyServiceServicer_to_server(
+            KeyServicer(vault, deletions, receipts), server.grpc_server
+        )
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
+            AuditServicer(chain, checkpoints), server.grpc_server
+        )
         await server.start()
         if await _kms_ready(vault, releases, kms, chain, stopping):
             await server.set_ready(True)
             _log.info("serving", port=server.port, provider=kms.provider)
+            deleting = asyncio.create_task(deletions.run())
             await stopping.wait()
+            deleting.cancel()
         _log.info("stopping")
         # Watches would otherwise hold the server until its grace ends.
         events.close()

@@ -100,6 +100,15 @@ class AccountUnknown(NotFound):
         super().__init__("there is no such account")
 
 
+class KeyPendingDeletion(FailedPrecondition):
+    """The account's key is to be destroyed."""
+
+    reason = "KEY_PENDING_DELETION"
+
+    def __init__(self) -> None:
+        super().__init__("the key is scheduled for deletion; cancel that first")
+
+
 class AccountSuspended(FailedPrecondition):
     """The account is suspended."""
 

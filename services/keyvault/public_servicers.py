@@ -10,8 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sealcomb.v1 import audit_service_pb2, audit_service_pb2_grpc, key_service_pb2, key_service_pb2_grpc
 from services.common.context import current_account
+from services.common.errors import invalid
 from services.keyvault.audit import AuditRecord
 from services.keyvault.chain import AuditChain
+from services.keyvault.checkpoints import Checkpoints
+from services.keyvault.deletions import Deletions
+from services.keyvault.receipts import Receipts
 from services.keyvault.records import AccountRecord, KeyState
 from services.keyvault.release_servicer import asker_of
 from services.keyvault.vault import Vault
@@ -21,21 +25,24 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _STATES = {
     KeyState.ENABLED: key_service_pb2.KEY_STATE_ENABLED,
     KeyState.DISABLED: key_service_pb2.KEY_STATE_DISABLED,
+    KeyState.PENDING_DELETION: key_service_pb2.KEY_STATE_PENDING_DELETION,
 }
 
 
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """The account's own KMS key."""
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(self, vault: Vault, deletions: Deletions, receipts: Receipts) -> None:
         self._vault = vault
+        self._deletions = deletions
+        self._receipts = receipts
 
     async def GetKey(
         self, request: key_service_pb2.GetKeyRequest, context: _Context
     ) -> key_service_pb2.GetKeyResponse:
         """Describes the key."""
         account = await self._vault.describe(asker_of(context))
-        return key_service_pb2.GetKeyResponse(key=self._key(account))
+        return key_service_pb2.GetKeyResponse(key=await self._described(account))
 
     async def RotateKey(
         self, request: key_service_pb2.RotateKeyRequest, context: _Context
@@ -58,6 +65,33 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         account = await self._vault.enable(asker_of(context))
         return key_service_pb2.EnableKeyResponse(key=self._key(account))
 
+    async def ScheduleKeyDeletion(
+        self, request: key_service_pb2.ScheduleKeyDeletionRequest, context: _Context
+    ) -> key_service_pb2.ScheduleKeyDeletionResponse:
+        """Destroys the key later, or at once."""
+        if request.confirm:
+            if request.wait_days:
+                raise invalid("wait_days", "must not be set together with confirm")
+            await self._deletions.destroy_now(asker_of(context), request.confirm)
+            receipt = await self._receipts.of(current_account())
+            return key_service_pb2.ScheduleKeyDeletionResponse(receipt=receipt)
+        account = await self._deletions.schedule(asker_of(context), request.wait_days)
+        return key_service_pb2.ScheduleKeyDeletionResponse(key=await self._described(account))
+
+    async def CancelKeyDeletion(
+        self, request: key_service_pb2.CancelKeyDeletionRequest, context: _Context
+    ) -> key_service_pb2.CancelKeyDeletionResponse:
+        """Calls a scheduled deletion off."""
+        account = await self._deletions.cancel(asker_of(context))
+        return key_service_pb2.CancelKeyDeletionResponse(key=self._key(account))
+
+    async def _described(self, account: AccountRecord) -> key_service_pb2.Key:
+        key = self._key(account)
+        due_us = await self._deletions.due_us(account.id)
+        if due_us:
+            key.deletion_time.CopyFrom(_timestamp(due_us))
+        return key
+
     def _key(self, account: AccountRecord) -> key_service_pb2.Key:
         key = key_service_pb2.Key(
             state=_STATES[account.state],
@@ -72,10 +106,11 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
 
 class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
-    """The account's own audit chain."""
+    """The account's own audit chain; any account's for an operator."""
 
-    def __init__(self, chain: AuditChain) -> None:
+    def __init__(self, chain: AuditChain, checkpoints: Checkpoints) -> None:
         self._chain = chain
+        self._checkpoints = checkpoints
 
     async def ListEvents(
         self, request: audit_service_pb2.ListEventsRequest, context: _Context
@@ -90,8 +125,25 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         self, request: audit_service_pb2.ExportEventsRequest, context: _Context
     ) -> AsyncIterator[audit_service_pb2.ExportEventsResponse]:
         """Streams the chain as lines."""
-        async for line in self._chain.lines(current_account()):
+        async for line in self._checkpoints.export(current_account()):
             yield audit_service_pb2.ExportEventsResponse(line=line)
+
+    async def GetCheckpoint(
+        self, request: audit_service_pb2.GetCheckpointRequest, context: _Context
+    ) -> audit_service_pb2.GetCheckpointResponse:
+        """Signs how far the chain goes."""
+        checkpoint = await self._checkpoints.of(current_account())
+        return audit_service_pb2.GetCheckpointResponse(
+            checkpoint=checkpoint, public_key=self._checkpoints.public_pem
+        )
+
+    async def ExportAccountEvents(
+        self, request: audit_service_pb2.ExportAccountEventsRequest, context: _Context
+    ) -> AsyncIterator[audit_service_pb2.ExportAccountEventsResponse]:
+        """Streams the chain of the account that an operator names."""
+        # The method is in the context, and the edge signs it for operator tokens alone.
+        async for line in self._checkpoints.export_any(request.account_id):
+            yield audit_service_pb2.ExportAccountEventsResponse(line=line)
 
 
 def _event(record: AuditRecord) -> audit_service_pb2.AuditEvent:

@@ -11,6 +11,8 @@ class KeyState(enum.Enum):
 
     ENABLED = "enabled"
     DISABLED = "disabled"
+    # Off, and destroyed once it is due, unless that is called off.
+    PENDING_DELETION = "pending deletion"
     # Kept for ever, so that nothing can be made again under the account's id.
     DESTROYED = "destroyed"
 

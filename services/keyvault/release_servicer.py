@@ -14,6 +14,7 @@ from services.common.rpc.interceptor import peer_service
 from services.keyvault.asker import Asker
 from services.keyvault.events import HEARTBEAT_S, KeyChange, KeyEvent, KeyEvents
 from services.keyvault.permits import Permits
+from services.keyvault.receipts import Receipts
 from services.keyvault.releases import Releases
 from services.keyvault.vault import Vault
 
@@ -33,11 +34,14 @@ _EVENTS = {
 class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
     """Serves data keys, account acts, permits and key events to the services."""
 
-    def __init__(self, vault: Vault, releases: Releases, permits: Permits, events: KeyEvents) -> None:
+    def __init__(
+        self, vault: Vault, releases: Releases, permits: Permits, events: KeyEvents, receipts: Receipts
+    ) -> None:
         self._vault = vault
         self._releases = releases
         self._permits = permits
         self._events = events
+        self._receipts = receipts
 
     async def GetDataKey(self, request: pb.GetDataKeyRequest, context: _Context) -> pb.GetDataKeyResponse:
         """Releases a data key."""
@@ -51,7 +55,8 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
     ) -> pb.DestroyResourceResponse:
         """Destroys a resource's data keys."""
         await self._releases.destroy(asker_of(context), request.resource)
-        return pb.DestroyResourceResponse()
+        receipt = await self._receipts.of(current_account(), request.resource)
+        return pb.DestroyResourceResponse(receipt=receipt)
 
     async def ProvisionAccount(
         self, request: pb.ProvisionAccountRequest, context: _Context
@@ -72,7 +77,7 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
     ) -> pb.DestroyAccountResponse:
         """Destroys the account's keys."""
         await self._vault.destroy(asker_of(context))
-        return pb.DestroyAccountResponse()
+        return pb.DestroyAccountResponse(receipt=await self._receipts.of(current_account()))
 
     async def IssuePermit(self, request: pb.IssuePermitRequest, context: _Context) -> pb.IssuePermitResponse:
         """Exchanges the call's context for a permit."""

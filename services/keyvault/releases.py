@@ -27,6 +27,7 @@ from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
 from services.keyvault.kms.protocol import Kms
 from services.keyvault.policy import AccountUnknown, KeyUnknown
+from services.keyvault.receipts import record_destruction
 from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, Wrapping
 from services.keyvault.refusals import RecordedRefusals, RefusalKind
 from services.keyvault.store import Store
@@ -181,6 +182,7 @@ class Releases:
         purposes = tx.purposes(account.id, resource)
         refusal = policy.destroy_refusal(asker.peer, asker.context.method, purposes)
         if refusal is None:
+            record_destruction(tx, account.id, resource, now_us)
             tx.destroy_resource(account.id, resource, now_us)
         tx.append(account, asker.act(now_us, "resource.destroy", resource, refusal))
         return refusal

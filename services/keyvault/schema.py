@@ -72,6 +72,24 @@ DESTROYED_RESOURCES = sa.Table(
     sa.Column("destroy_us", sa.BigInteger, nullable=False),
 )
 
+# What a deletion destroyed, for its receipt; an empty resource: the account itself. Ids alone.
+DESTRUCTIONS = sa.Table(
+    "destructions",
+    METADATA,
+    sa.Column("account", sa.String(32), primary_key=True),
+    sa.Column("resource", sa.String(32), primary_key=True),
+    sa.Column("facts", sa.Text, nullable=False),
+)
+
+KEY_DELETIONS = sa.Table(
+    "key_deletions",
+    METADATA,
+    sa.Column("account", sa.String(32), primary_key=True),
+    sa.Column("schedule_us", sa.BigInteger, nullable=False),
+    sa.Column("due_us", sa.BigInteger, nullable=False),
+    sa.Index("key_deletions_by_due", "due_us"),
+)
+
 PERMITS = sa.Table(
     "permits",
     METADATA,

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from services.keyvault import audit
 from services.keyvault.audit import Act, AuditRecord
+from services.keyvault.destructions import DestructionStatements
 from services.keyvault.records import (
     AccountKey,
     AccountRecord,
@@ -28,6 +29,7 @@ from services.keyvault.schema import (
     DATA_KEYS,
     DESTROYED_RESOURCES,
     INSTALLATION,
+    KEY_DELETIONS,
     PERMITS,
 )
 
@@ -67,7 +69,7 @@ _MOVE_CHAIN_END = (
 )
 
 
-class Transaction:
+class Transaction(DestructionStatements):
     """The statements that the domain needs. Values only: nothing here decides."""
 
     def __init__(self, connection: sa.Connection, *, writes: bool) -> None:
@@ -235,7 +237,7 @@ class Transaction:
 
     def destroy_account(self, account: str) -> None:
         """Deletes every key and permit of an account; its row and its audit chain stay."""
-        for table in (DATA_KEYS, ACCOUNT_KEYS, PERMITS, DESTROYED_RESOURCES):
+        for table in (DATA_KEYS, ACCOUNT_KEYS, PERMITS, DESTROYED_RESOURCES, KEY_DELETIONS):
             self._connection.execute(sa.delete(table).where(table.c.account == account))
         self.update_account(account, state=KeyState.DESTROYED.value, data_keys=0)
 

@@ -19,7 +19,8 @@ from services.keyvault.asker import Asker
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
 from services.keyvault.kms.registry import KmsRegistry
-from services.keyvault.policy import AccountUnknown
+from services.keyvault.policy import AccountUnknown, KeyPendingDeletion
+from services.keyvault.receipts import record_destruction
 from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, KeyState
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
@@ -112,6 +113,14 @@ class Vault:
         """Destroys the account's key and its data keys, for good; no error if that was done already."""
         await self._completion.run(self._destroy(asker))
 
+    async def destroy_due(self, asker: Asker) -> None:
+        """The same if a deletion that was scheduled is due; else nothing."""
+        await self._completion.run(self._destroy(asker, only_due=True))
+
+    def forget(self, account: str) -> None:
+        """Drops whatever the KMS holds in memory for the account."""
+        self._kms.forget(account)
+
     async def record(self, asker: Asker, action: str, resource: str) -> None:
         """Adds an administrative act that happened elsewhere to the account's chain."""
         if not _ACTION.fullmatch(action):
@@ -170,8 +179,10 @@ class Vault:
         await self._store.write(partial(self._set_suspended, asker, False))
         self._events.publish(KeyChange.RESUMED, asker.account)
 
-    async def _destroy(self, asker: Asker) -> None:
-        keys = await self._store.write(partial(self._delete_keys, asker))
+    async def _destroy(self, asker: Asker, *, only_due: bool = False) -> None:
+        keys = await self._store.write(partial(self._delete_keys, asker, only_due))
+        if keys is None:
+            return
         self._kms.forget(asker.account)
         self._events.publish(KeyChange.ACCOUNT_DESTROYED, asker.account)
         for key in keys:
@@ -190,6 +201,8 @@ class Vault:
 
     def _set_state(self, asker: Asker, state: KeyState, action: str, tx: Transaction) -> AccountRecord:
         account = _known(tx.account(asker.account))
+        if account.state is KeyState.PENDING_DELETION:
+            raise KeyPendingDeletion
         tx.update_account(account.id, state=state.value)
         if state is not KeyState.ENABLED:
             tx.end_permits(account.id)
@@ -203,15 +216,19 @@ class Vault:
             tx.end_permits(account.id)
         tx.append(account, asker.act(self._now_us(), "account.suspend" if suspended else "account.resume"))
 
-    def _delete_keys(self, asker: Asker, tx: Transaction) -> list[AccountKey]:
+    def _delete_keys(self, asker: Asker, only_due: bool, tx: Transaction) -> list[AccountKey] | None:
         account = tx.account(asker.account)
         if account is None:
             raise AccountUnknown
         if account.state is KeyState.DESTROYED:
             return []
+        now_us = self._now_us()
+        if only_due and now_us < (tx.deletion_due_us(account.id) or now_us + 1):
+            return None
         keys = tx.account_keys(account.id)
+        record_destruction(tx, account.id, "", now_us)
         tx.destroy_account(account.id)
-        tx.append(account, asker.act(self._now_us(), "key.destroy"))
+        tx.append(account, asker.act(now_us, "key.destroy"))
         return keys
 
     def _append(

@@ -35,8 +35,8 @@ _T = TypeVar("_T")
 class ResourceKeys(Protocol):
     """Who destroys keys: keyvault, or its twin in tests."""
 
-    async def destroy_resource(self, resource: str) -> None:
-        """Destroys all data keys of the current account's resource, for good."""
+    async def destroy_collection(self, resource: str) -> str:
+        """Destroys all data keys of the current account's collection, for good; the receipt of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Catalog:
             await self._in_thread(lambda: self._store.add(new, self._most))
         except AlreadyExists:
             # Another call was faster, perhaps the same one repeated; this one's key is for nothing.
-            await self._resources.destroy_resource(made.id)
+            await self._resources.destroy_collection(made.id)
             earlier = await self._created_earlier(account, idempotency_key)
             if earlier is None:
                 raise _name_taken() from None
@@ -190,9 +190,9 @@ class Catalog:
             if len(rows) <= size:
                 return found, 0
 
-    async def destroy_keys(self, descriptor: Descriptor) -> None:
-        """Makes all data of a collection unreadable for good; what is left is garbage."""
-        await self._resources.destroy_resource(descriptor.id)
+    async def destroy_keys(self, descriptor: Descriptor) -> str:
+        """Makes all data of a collection unreadable for good; what is left is garbage. The receipt of it."""
+        return await self._resources.destroy_collection(descriptor.id)
 
     def forget_account(self, account: str) -> None:
         """Forgets the names of an account's collections."""

@@ -85,11 +85,12 @@ class FakeKeyvault:
         self._check("suspend")
         (self.suspended.add if suspended else self.suspended.discard)(current_account())
 
-    async def destroy_account(self) -> None:
+    async def destroy_account(self) -> str:
         self._check("destroy")
         if current_account() not in self.accounts:
             raise SealcombError("there is no such account", reason="ACCOUNT_NOT_FOUND")
         self.destroyed.add(current_account())
+        return f"receipt of {current_account()}"
 
     async def record_event(self, action: str, resource: str) -> None:
         self._check("record")

@@ -24,14 +24,18 @@ from services.common.errors import Unavailable
 from services.common.sealing import DataKey, OpenFailed
 from services.keyvault.asker import Asker
 from services.keyvault.chain import AuditChain
+from services.keyvault.checkpoints import Checkpoints
 from services.keyvault.completion import Completion
+from services.keyvault.deletions import Deletions
 from services.keyvault.events import KeyEvents
 from services.keyvault.kms.binding import Handle
 from services.keyvault.kms.protocol import KeyReference, Kms
 from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.permits import Permits
+from services.keyvault.receipts import Receipts
 from services.keyvault.records import AccountKey, Wrapping
 from services.keyvault.releases import Releases
+from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 from services.keyvault.vault import Vault
@@ -137,6 +141,10 @@ class Rig:
         )
         self.permits = Permits(self.store, ContextSigner(self.signing_key), self.grants, self.clock)
         self.chain = AuditChain(self.store, DataKey(ids.new_id(), bytes(32)))
+        self.statements = StatementSigner(self.signing_key)
+        self.receipts = Receipts(self.store, self.statements)
+        self.checkpoints = Checkpoints(self.store, self.chain, self.statements, self.clock)
+        self.deletions = Deletions(self.store, self.vault, self.events, self.clock, self.completion)
 
     def asker(self, account: str, peer: str = "vectorstore", method: str = QUERY, **changes: Any) -> Asker:
         """Somebody who asks."""

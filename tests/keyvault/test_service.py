@@ -15,7 +15,8 @@ import pytest
 
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc
 from sealcomb.v1 import audit_service_pb2, audit_service_pb2_grpc, key_service_pb2, key_service_pb2_grpc
-from sealcomb_client.audit import verify_chain
+from sealcomb_client.audit import checkpoint_head, verify_chain
+from sealcomb_client.statements import RECEIPT, verify_statement
 from services.common import ids
 from services.common.clock import SystemClock
 from services.common.context import CallContext, Caller, ContextSigner, ContextVerifier, acting_as
@@ -99,10 +100,14 @@ async def service(tmp_path: Path) -> AsyncIterator[_Service]:
     guard = GuardInterceptor("keyvault", rules_for("keyvault"), verifier)
     server = InnerServer("127.0.0.1:0", TlsFiles(installation.tls_dir("keyvault")), guard)
     keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
-        KeyReleaseServicer(rig.vault, rig.releases, rig.permits, rig.events), server.grpc_server
+        KeyReleaseServicer(rig.vault, rig.releases, rig.permits, rig.events, rig.receipts), server.grpc_server
     )
-    key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(rig.vault), server.grpc_server)
-    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(rig.chain), server.grpc_server)
+    key_service_pb2_grpc.add_KeyServiceServicer_to_server(
+        KeyServicer(rig.vault, rig.deletions, rig.receipts), server.grpc_server
+    )
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
+        AuditServicer(rig.chain, rig.checkpoints), server.grpc_server
+    )
     await server.start()
     service = _Service(rig, installation, server)
     with service.calling(_CREATE_ACCOUNT):
@@ -224,7 +229,8 @@ async def test_peers_reach_their_own_methods_alone(service: _Service) -> None:
     rules = rules_for("keyvault")
     assert {path for path in rules if "KeyService/" in path or "AuditService/" in path} == {
         *(_KEYS + name for name in ("GetKey", "RotateKey", "DisableKey", "EnableKey")),
-        *(_AUDIT + name for name in ("ListEvents", "ExportEvents")),
+        *(_KEYS + name for name in ("ScheduleKeyDeletion", "CancelKeyDeletion")),
+        *(_AUDIT + name for name in ("ListEvents", "ExportEvents", "GetCheckpoint", "ExportAccountEvents")),
     }
     assert authorization.INNER_RULES.keys() <= rules.keys()
 
@@ -377,3 +383,56 @@ async def _use_for_ever(keys: DataKeys, resource: str) -> None:
     while True:
         await keys.current(resource, "collection")
         await asyncio.sleep(0.01)
+
+
+async def test_a_key_is_scheduled_cancelled_and_destroyed_with_a_receipt_by_public_methods(
+    service: _Service,
+) -> None:
+    """D21, over the wire: the state, the time it is due, the confirmation, the signed receipt."""
+    schedule = _KEYS + "ScheduleKeyDeletion"
+    request = key_service_pb2.ScheduleKeyDeletionRequest(wait_days=7)
+    key = (await service.public(schedule, request)).key
+    assert key.state == key_service_pb2.KEY_STATE_PENDING_DELETION
+    assert 6.9 * 86_400 < key.deletion_time.seconds - SystemClock().now_s() <= 7 * 86_400
+    got = (await service.public(_KEYS + "GetKey", key_service_pb2.GetKeyRequest())).key
+    assert got.deletion_time == key.deletion_time
+    cancel = key_service_pb2.CancelKeyDeletionRequest()
+    key = (await service.public(_KEYS + "CancelKeyDeletion", cancel)).key
+    assert (key.state, key.HasField("deletion_time")) == (key_service_pb2.KEY_STATE_DISABLED, False)
+    for bad in (
+        key_service_pb2.ScheduleKeyDeletionRequest(confirm=ids.new_id()),
+        key_service_pb2.ScheduleKeyDeletionRequest(confirm=service.account, wait_days=7),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.public(schedule, bad)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    at_once = key_service_pb2.ScheduleKeyDeletionRequest(confirm=service.account)
+    receipt = (await service.public(schedule, at_once)).receipt
+    public_key = service.rig.statements.public_pem.encode()
+    assert verify_statement(receipt, RECEIPT, public_key)["account"] == service.account
+    with service.calling("/sealcomb.v1.AccountService/DeleteAccount"):
+        assert await service.client("gateway").destroy_account() == receipt
+
+
+async def test_a_checkpoint_and_the_operators_export_come_over_the_wire(service: _Service) -> None:
+    """D19: an operator's context, which has no account, exports the account that it names."""
+    response = await service.public(_AUDIT + "GetCheckpoint", audit_service_pb2.GetCheckpointRequest())
+    key = response.public_key.encode()
+    head = checkpoint_head(response.checkpoint, key)
+    stub = audit_service_pb2_grpc.AuditServiceStub(service.channel("gateway"))
+    request = audit_service_pb2.ExportAccountEventsRequest(account_id=service.account)
+    with service.calling(_AUDIT + "ExportAccountEvents", account="", scopes=("operator",)):
+        stream = stub.ExportAccountEvents(request, metadata=context_metadata(), timeout=5)
+        lines = [part.line async for part in stream]
+    assert verify_chain(lines, head, key) == head
+
+
+async def test_an_accounts_context_of_another_method_exports_no_other_account(service: _Service) -> None:
+    """C5: the edge signs that method's context for operator tokens alone."""
+    stub = audit_service_pb2_grpc.AuditServiceStub(service.channel("gateway"))
+    request = audit_service_pb2.ExportAccountEventsRequest(account_id=service.account)
+    with service.calling(_AUDIT + "ExportEvents", account=ids.new_id()):
+        stream = stub.ExportAccountEvents(request, metadata=context_metadata(), timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [part async for part in stream]
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED

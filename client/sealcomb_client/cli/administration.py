@@ -1,4 +1,4 @@
-"""`sealcomb tokens`, `keys`, `accounts` and `audit`."""
+"""`sealcomb tokens`, `keys` and `accounts`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from sealcomb_client import audit as audit_chain
-from sealcomb_client.cli.options import Duration
-from sealcomb_client.cli.output import CommandFailed
+from sealcomb_client.cli.options import RECEIPT, Duration, keep_receipt
 from sealcomb_client.cli.session import Session, command
 
 _SCOPES = click.Choice(["read", "write", "sources", "keys", "audit", "admin"])
@@ -23,12 +21,11 @@ _TOKEN_COLUMNS = (
     "last_used_time",
 )
 _ACCOUNT_COLUMNS = ("id", "name", "suspended", "limits", "create_time")
-_EVENT_COLUMNS = ("sequence", "time", "action", "peer", "token_id", "resource", "outcome")
 
 
 def register(main: click.Group) -> None:
     """Adds the groups."""
-    for group in (tokens, keys, accounts, audit):
+    for group in (tokens, keys, accounts):
         main.add_command(group)
 
 
@@ -107,6 +104,30 @@ def enable(session: Session) -> None:
     session.output.value(session.client.keys.enable())
 
 
+@command(keys, "schedule-deletion")
+@click.option("--wait-days", type=click.IntRange(7, 30), default=30, show_default=True)
+def schedule_deletion(session: Session, wait_days: int) -> None:
+    """Turn the account's data off now, and destroy its key after a wait."""
+    session.output.value(session.client.keys.schedule_deletion(wait_days=wait_days))
+
+
+@command(keys, "cancel-deletion")
+def cancel_deletion(session: Session) -> None:
+    """Call a scheduled deletion off; `sealcomb keys enable` turns the data on again."""
+    session.output.value(session.client.keys.cancel_deletion())
+
+
+@command(keys, "destroy")
+@click.option(
+    "--confirm", required=True, metavar="ACCOUNT", help="The account's own id (sealcomb tokens whoami)."
+)
+@RECEIPT
+def destroy_key(session: Session, confirm: str, receipt: Path | None) -> None:
+    """Destroy the account's key at once, for good: all its data is lost."""
+    keep_receipt(session.client.keys.destroy(confirm=confirm), receipt)
+    session.output.value({"destroyed": confirm})
+
+
 @click.group()
 def accounts() -> None:
     """Accounts of the installation; needs SEALCOMB_OPERATOR_TOKEN."""
@@ -166,65 +187,8 @@ def resume(session: Session, account_id: str) -> None:
 @command(accounts, "delete")
 @click.argument("account_id", metavar="ID")
 @click.option("--confirm", required=True, help="The account's id once more.")
-def delete_account(session: Session, account_id: str, confirm: str) -> None:
+@RECEIPT
+def delete_account(session: Session, account_id: str, confirm: str, receipt: Path | None) -> None:
     """Destroy an account's keys and data, for good."""
-    session.client.accounts.delete(account_id, confirm=confirm)
+    keep_receipt(session.client.accounts.delete(account_id, confirm=confirm), receipt)
     session.output.value({"deleted": account_id})
-
-
-@click.group()
-def audit() -> None:
-    """The account's tamper-evident audit log."""
-
-
-@command(audit, "list")
-def list_events(session: Session) -> None:
-    """List events, oldest first."""
-    session.output.rows(session.client.audit.list(), _EVENT_COLUMNS)
-
-
-@command(audit)
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-def export(session: Session, file: Path) -> None:
-    """Write the whole log to FILE, for `sealcomb audit verify`."""
-    count = 0
-    with file.open("w", encoding="utf-8") as lines:
-        for line in session.client.audit.export():
-            lines.write(line + "\n")
-            count += 1
-    session.output.value({"written": str(file), "events": count})
-
-
-@command(audit)
-@click.argument("file", type=click.Path(exists=True, path_type=Path, dir_okay=False))
-@click.option(
-    "--known", metavar="SEQUENCE:HASH", help="Head of an earlier check, which the log must contain."
-)
-def verify(session: Session, file: Path, known: str | None) -> None:
-    """Check an exported log offline: nothing changed, nothing missing in between.
-
-    Keep the head that this prints: given as --known next time, it shows that nothing was cut off since.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines()
-    try:
-        head = audit_chain.verify_chain(lines, _known_head(lines, known))
-    except audit_chain.ChainBroken as error:
-        raise CommandFailed(f"the log was changed: {error}") from error
-    if head is None:
-        session.output.value({"events": 0})
-        return
-    session.output.value(
-        {"events": head.sequence, "account": head.account, "head": f"{head.sequence}:{head.hash}"}
-    )
-
-
-def _known_head(lines: list[str], known: str | None) -> audit_chain.ChainHead | None:
-    if known is None:
-        return None
-    sequence, _, digest = known.partition(":")
-    first = audit_chain.verify_chain(lines[:1])
-    if not sequence.isdigit() or first is None:
-        raise ValueError(
-            "--known must be SEQUENCE:HASH as an earlier check printed it, of a log that is not empty"
-        )
-    return audit_chain.ChainHead(first.account, int(sequence), digest)

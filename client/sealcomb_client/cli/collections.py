@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from sealcomb_client.cli.options import RECEIPT, keep_receipt
 from sealcomb_client.cli.session import Session, command
 
 _COLUMNS = ("name", "points", "documents", "dimension", "metric", "embedder", "create_time")
@@ -48,9 +51,10 @@ def get(session: Session, name: str) -> None:
 @command(collections)
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(session: Session, name: str, yes: bool) -> None:
+@RECEIPT
+def delete(session: Session, name: str, yes: bool, receipt: Path | None) -> None:
     """Destroy a collection's keys and data."""
     if not yes:
         click.confirm(f"Destroy {name} and all that is in it, for good?", abort=True, err=True)
-    session.client.collections.delete(name)
+    keep_receipt(session.client.collections.delete(name), receipt)
     session.output.value({"deleted": name})

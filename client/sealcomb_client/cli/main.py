@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sealcomb_client.cli import administration, collections, documents, ingest, points, sources
+from sealcomb_client.cli import administration, audit, collections, documents, ingest, points, sources
 from sealcomb_client.cli.output import EXIT_CODES_HELP, CommandFailed
 from sealcomb_client.cli.session import Session, command
 
@@ -50,5 +50,5 @@ def completion(shell: str) -> None:
     click.echo(lines[shell])
 
 
-for _module in (collections, documents, points, sources, ingest, administration):
+for _module in (collections, documents, points, sources, ingest, administration, audit):
     _module.register(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,3 +53,17 @@ FILTER = click.option(
     help='Condition on metadata, such as \'{"eq": {"field": "team", "value": "bees"}}\'.',
 )
 METADATA = click.option("--metadata", type=JsonObject(), help='Such as \'{"team": "bees"}\'.')
+RECEIPT = click.option(
+    "--receipt",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the signed deletion receipt to this file.",
+)
+
+
+def keep_receipt(text: str, file: Path | None) -> None:
+    """Writes a deletion receipt where it was asked for. Raises ValueError where there is none."""
+    if file is None:
+        return
+    if not text:
+        raise ValueError("deleted, but the installation gave no receipt of it")
+    file.write_text(text + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealcomb/v1/audit_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\nAuditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x10\n\x08token_id\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\x0c\":\n\x11ListEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListEventsResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13\x45xportEventsRequest\"$\n\x14\x45xportEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t2\xb4\x01\n\x0c\x41uditService\x12M\n\nListEvents\x12\x1e.sealcomb.v1.ListEventsRequest\x1a\x1f.sealcomb.v1.ListEventsResponse\x12U\n\x0c\x45xportEvents\x12 .sealcomb.v1.ExportEventsRequest\x1a!.sealcomb.v1.ExportEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealcomb/v1/audit_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\nAuditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x10\n\x08token_id\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\x0c\":\n\x11ListEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListEventsResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13\x45xportEventsRequest\"$\n\x14\x45xportEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t\"\x16\n\x14GetCheckpointRequest\"?\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\t\"0\n\x1a\x45xportAccountEventsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"+\n\x1b\x45xportAccountEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t2\xf8\x02\n\x0c\x41uditService\x12M\n\nListEvents\x12\x1e.sealcomb.v1.ListEventsRequest\x1a\x1f.sealcomb.v1.ListEventsResponse\x12U\n\x0c\x45xportEvents\x12 .sealcomb.v1.ExportEventsRequest\x1a!.sealcomb.v1.ExportEventsResponse0\x01\x12V\n\rGetCheckpoint\x12!.sealcomb.v1.GetCheckpointRequest\x1a\".sealcomb.v1.GetCheckpointResponse\x12j\n\x13\x45xportAccountEvents\x12\'.sealcomb.v1.ExportAccountEventsRequest\x1a(.sealcomb.v1.ExportAccountEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTEVENTSREQUEST']._serialized_end=458
   _globals['_EXPORTEVENTSRESPONSE']._serialized_start=460
   _globals['_EXPORTEVENTSRESPONSE']._serialized_end=496
-  _globals['_AUDITSERVICE']._serialized_start=499
-  _globals['_AUDITSERVICE']._serialized_end=679
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=498
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=520
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=522
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=585
+  _globals['_EXPORTACCOUNTEVENTSREQUEST']._serialized_start=587
+  _globals['_EXPORTACCOUNTEVENTSREQUEST']._serialized_end=635
+  _globals['_EXPORTACCOUNTEVENTSRESPONSE']._serialized_start=637
+  _globals['_EXPORTACCOUNTEVENTSRESPONSE']._serialized_end=680
+  _globals['_AUDITSERVICE']._serialized_start=683
+  _globals['_AUDITSERVICE']._serialized_end=1059
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,16 @@ class AuditServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportEventsRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportEventsResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/sealcomb.v1.AuditService/GetCheckpoint',
+                request_serializer=sealcomb_dot_v1_dot_audit__service__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_audit__service__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.ExportAccountEvents = channel.unary_stream(
+                '/sealcomb.v1.AuditService/ExportAccountEvents',
+                request_serializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportAccountEventsRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportAccountEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -59,7 +69,21 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportEvents(self, request, context):
-        """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline.
+        """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline; the last line is a checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckpoint(self, request, context):
+        """Signs how far the chain goes now. Kept elsewhere, it shows later that nothing before it was changed or cut off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAccountEvents(self, request, context):
+        """The same as ExportEvents for any account, deleted ones included (operator token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +101,16 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ExportEvents,
                     request_deserializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportEventsRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportEventsResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=sealcomb_dot_v1_dot_audit__service__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_audit__service__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'ExportAccountEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAccountEvents,
+                    request_deserializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportAccountEventsRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_audit__service__pb2.ExportAccountEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +168,60 @@ class AuditService:
             '/sealcomb.v1.AuditService/ExportEvents',
             sealcomb_dot_v1_dot_audit__service__pb2.ExportEventsRequest.SerializeToString,
             sealcomb_dot_v1_dot_audit__service__pb2.ExportEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.AuditService/GetCheckpoint',
+            sealcomb_dot_v1_dot_audit__service__pb2.GetCheckpointRequest.SerializeToString,
+            sealcomb_dot_v1_dot_audit__service__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAccountEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sealcomb.v1.AuditService/ExportAccountEvents',
+            sealcomb_dot_v1_dot_audit__service__pb2.ExportAccountEventsRequest.SerializeToString,
+            sealcomb_dot_v1_dot_audit__service__pb2.ExportAccountEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,7 +36,11 @@ class AuditServiceStub:
     ListEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListEventsRequest, _audit_service_pb2.ListEventsResponse]
     """Lists events, oldest first."""
     ExportEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.ExportEventsRequest, _audit_service_pb2.ExportEventsResponse]
-    """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline."""
+    """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline; the last line is a checkpoint."""
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetCheckpointRequest, _audit_service_pb2.GetCheckpointResponse]
+    """Signs how far the chain goes now. Kept elsewhere, it shows later that nothing before it was changed or cut off."""
+    ExportAccountEvents: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.ExportAccountEventsRequest, _audit_service_pb2.ExportAccountEventsResponse]
+    """The same as ExportEvents for any account, deleted ones included (operator token)."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -46,7 +50,11 @@ class AuditServiceAsyncStub(AuditServiceStub):
     ListEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListEventsRequest, _audit_service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Lists events, oldest first."""
     ExportEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.ExportEventsRequest, _audit_service_pb2.ExportEventsResponse]  # type: ignore[assignment]
-    """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline."""
+    """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline; the last line is a checkpoint."""
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetCheckpointRequest, _audit_service_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Signs how far the chain goes now. Kept elsewhere, it shows later that nothing before it was changed or cut off."""
+    ExportAccountEvents: _aio.UnaryStreamMultiCallable[_audit_service_pb2.ExportAccountEventsRequest, _audit_service_pb2.ExportAccountEventsResponse]  # type: ignore[assignment]
+    """The same as ExportEvents for any account, deleted ones included (operator token)."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The calling account's tamper-evident record of key uses and administrative acts. Every method wants the `audit` scope."""
@@ -65,6 +73,22 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.ExportEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.ExportEventsResponse], _abc.AsyncIterator[_audit_service_pb2.ExportEventsResponse]]:
-        """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline."""
+        """Streams the whole chain as JSON lines that `sealcomb audit verify` checks offline; the last line is a checkpoint."""
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _audit_service_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_service_pb2.GetCheckpointResponse]]:
+        """Signs how far the chain goes now. Kept elsewhere, it shows later that nothing before it was changed or cut off."""
+
+    @_abc_1.abstractmethod
+    def ExportAccountEvents(
+        self,
+        request: _audit_service_pb2.ExportAccountEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.ExportAccountEventsResponse], _abc.AsyncIterator[_audit_service_pb2.ExportAccountEventsResponse]]:
+        """The same as ExportEvents for any account, deleted ones included (operator token)."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealcomb/v1/collection_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x01\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x05 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x06 \x01(\t\x12\x0e\n\x06points\x18\x07 \x01(\x04\x12\x11\n\tdocuments\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12#\n\x06metric\x18\x03 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"*\n\x14GetCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x17\x44\x65leteCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCollectionResponse*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\x8b\x03\n\x11\x43ollectionService\x12_\n\x10\x43reateCollection\x12$.sealcomb.v1.CreateCollectionRequest\x1a%.sealcomb.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.sealcomb.v1.GetCollectionRequest\x1a\".sealcomb.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.sealcomb.v1.ListCollectionsRequest\x1a$.sealcomb.v1.ListCollectionsResponse\x12_\n\x10\x44\x65leteCollection\x12$.sealcomb.v1.DeleteCollectionRequest\x1a%.sealcomb.v1.DeleteCollectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealcomb/v1/collection_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x01\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x05 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x06 \x01(\t\x12\x0e\n\x06points\x18\x07 \x01(\x04\x12\x11\n\tdocuments\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12#\n\x06metric\x18\x03 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"*\n\x14GetCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x17\x44\x65leteCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\x8b\x03\n\x11\x43ollectionService\x12_\n\x10\x43reateCollection\x12$.sealcomb.v1.CreateCollectionRequest\x1a%.sealcomb.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.sealcomb.v1.GetCollectionRequest\x1a\".sealcomb.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.sealcomb.v1.ListCollectionsRequest\x1a$.sealcomb.v1.ListCollectionsResponse\x12_\n\x10\x44\x65leteCollection\x12$.sealcomb.v1.DeleteCollectionRequest\x1a%.sealcomb.v1.DeleteCollectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.collection_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METRIC']._serialized_start=881
-  _globals['_METRIC']._serialized_end=963
+  _globals['_METRIC']._serialized_start=898
+  _globals['_METRIC']._serialized_end=980
   _globals['_COLLECTION']._serialized_start=87
   _globals['_COLLECTION']._serialized_end=313
   _globals['_CREATECOLLECTIONREQUEST']._serialized_start=316
@@ -51,7 +51,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETECOLLECTIONREQUEST']._serialized_start=806
   _globals['_DELETECOLLECTIONREQUEST']._serialized_end=851
   _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=853
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=879
-  _globals['_COLLECTIONSERVICE']._serialized_start=966
-  _globals['_COLLECTIONSERVICE']._serialized_end=1361
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=896
+  _globals['_COLLECTIONSERVICE']._serialized_start=983
+  _globals['_COLLECTIONSERVICE']._serialized_end=1378
 # @@protoc_insertion_point(module_scope)

@@ -25,33 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsealcomb/v1/key_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x01\n\x03Key\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.sealcomb.v1.KeyState\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08provider\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brotate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdata_keys\x18\x06 \x01(\r\"\x0f\n\rGetKeyRequest\"/\n\x0eGetKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10RotateKeyRequest\"2\n\x11RotateKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x13\n\x11\x44isableKeyRequest\"3\n\x12\x44isableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10\x45nableKeyRequest\"2\n\x11\x45nableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key*t\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_STATE_ENABLED\x10\x01\x12\x16\n\x12KEY_STATE_DISABLED\x10\x02\x12\x1e\n\x1aKEY_STATE_PENDING_DELETION\x10\x03\x32\xb6\x02\n\nKeyService\x12\x41\n\x06GetKey\x12\x1a.sealcomb.v1.GetKeyRequest\x1a\x1b.sealcomb.v1.GetKeyResponse\x12J\n\tRotateKey\x12\x1d.sealcomb.v1.RotateKeyRequest\x1a\x1e.sealcomb.v1.RotateKeyResponse\x12M\n\nDisableKey\x12\x1e.sealcomb.v1.DisableKeyRequest\x1a\x1f.sealcomb.v1.DisableKeyResponse\x12J\n\tEnableKey\x12\x1d.sealcomb.v1.EnableKeyRequest\x1a\x1e.sealcomb.v1.EnableKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsealcomb/v1/key_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x03Key\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.sealcomb.v1.KeyState\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08provider\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brotate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdata_keys\x18\x06 \x01(\r\x12\x31\n\rdeletion_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rGetKeyRequest\"/\n\x0eGetKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10RotateKeyRequest\"2\n\x11RotateKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x13\n\x11\x44isableKeyRequest\"3\n\x12\x44isableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10\x45nableKeyRequest\"2\n\x11\x45nableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"@\n\x1aScheduleKeyDeletionRequest\x12\x11\n\twait_days\x18\x01 \x01(\r\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"M\n\x1bScheduleKeyDeletionResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\x12\x0f\n\x07receipt\x18\x02 \x01(\t\"\x1a\n\x18\x43\x61ncelKeyDeletionRequest\":\n\x19\x43\x61ncelKeyDeletionResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key*t\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_STATE_ENABLED\x10\x01\x12\x16\n\x12KEY_STATE_DISABLED\x10\x02\x12\x1e\n\x1aKEY_STATE_PENDING_DELETION\x10\x03\x32\x84\x04\n\nKeyService\x12\x41\n\x06GetKey\x12\x1a.sealcomb.v1.GetKeyRequest\x1a\x1b.sealcomb.v1.GetKeyResponse\x12J\n\tRotateKey\x12\x1d.sealcomb.v1.RotateKeyRequest\x1a\x1e.sealcomb.v1.RotateKeyResponse\x12M\n\nDisableKey\x12\x1e.sealcomb.v1.DisableKeyRequest\x1a\x1f.sealcomb.v1.DisableKeyResponse\x12J\n\tEnableKey\x12\x1d.sealcomb.v1.EnableKeyRequest\x1a\x1e.sealcomb.v1.EnableKeyResponse\x12h\n\x13ScheduleKeyDeletion\x12\'.sealcomb.v1.ScheduleKeyDeletionRequest\x1a(.sealcomb.v1.ScheduleKeyDeletionResponse\x12\x62\n\x11\x43\x61ncelKeyDeletion\x12%.sealcomb.v1.CancelKeyDeletionRequest\x1a&.sealcomb.v1.CancelKeyDeletionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.key_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYSTATE']._serialized_start=561
-  _globals['_KEYSTATE']._serialized_end=677
+  _globals['_KEYSTATE']._serialized_start=845
+  _globals['_KEYSTATE']._serialized_end=961
   _globals['_KEY']._serialized_start=80
-  _globals['_KEY']._serialized_end=275
-  _globals['_GETKEYREQUEST']._serialized_start=277
-  _globals['_GETKEYREQUEST']._serialized_end=292
-  _globals['_GETKEYRESPONSE']._serialized_start=294
-  _globals['_GETKEYRESPONSE']._serialized_end=341
-  _globals['_ROTATEKEYREQUEST']._serialized_start=343
-  _globals['_ROTATEKEYREQUEST']._serialized_end=361
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=363
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=413
-  _globals['_DISABLEKEYREQUEST']._serialized_start=415
-  _globals['_DISABLEKEYREQUEST']._serialized_end=434
-  _globals['_DISABLEKEYRESPONSE']._serialized_start=436
-  _globals['_DISABLEKEYRESPONSE']._serialized_end=487
-  _globals['_ENABLEKEYREQUEST']._serialized_start=489
-  _globals['_ENABLEKEYREQUEST']._serialized_end=507
-  _globals['_ENABLEKEYRESPONSE']._serialized_start=509
-  _globals['_ENABLEKEYRESPONSE']._serialized_end=559
-  _globals['_KEYSERVICE']._serialized_start=680
-  _globals['_KEYSERVICE']._serialized_end=990
+  _globals['_KEY']._serialized_end=326
+  _globals['_GETKEYREQUEST']._serialized_start=328
+  _globals['_GETKEYREQUEST']._serialized_end=343
+  _globals['_GETKEYRESPONSE']._serialized_start=345
+  _globals['_GETKEYRESPONSE']._serialized_end=392
+  _globals['_ROTATEKEYREQUEST']._serialized_start=394
+  _globals['_ROTATEKEYREQUEST']._serialized_end=412
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=414
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=464
+  _globals['_DISABLEKEYREQUEST']._serialized_start=466
+  _globals['_DISABLEKEYREQUEST']._serialized_end=485
+  _globals['_DISABLEKEYRESPONSE']._serialized_start=487
+  _globals['_DISABLEKEYRESPONSE']._serialized_end=538
+  _globals['_ENABLEKEYREQUEST']._serialized_start=540
+  _globals['_ENABLEKEYREQUEST']._serialized_end=558
+  _globals['_ENABLEKEYRESPONSE']._serialized_start=560
+  _globals['_ENABLEKEYRESPONSE']._serialized_end=610
+  _globals['_SCHEDULEKEYDELETIONREQUEST']._serialized_start=612
+  _globals['_SCHEDULEKEYDELETIONREQUEST']._serialized_end=676
+  _globals['_SCHEDULEKEYDELETIONRESPONSE']._serialized_start=678
+  _globals['_SCHEDULEKEYDELETIONRESPONSE']._serialized_end=755
+  _globals['_CANCELKEYDELETIONREQUEST']._serialized_start=757
+  _globals['_CANCELKEYDELETIONREQUEST']._serialized_end=783
+  _globals['_CANCELKEYDELETIONRESPONSE']._serialized_start=785
+  _globals['_CANCELKEYDELETIONRESPONSE']._serialized_end=843
+  _globals['_KEYSERVICE']._serialized_start=964
+  _globals['_KEYSERVICE']._serialized_end=1480
 # @@protoc_insertion_point(module_scope)

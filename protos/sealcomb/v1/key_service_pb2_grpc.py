@@ -55,6 +55,16 @@ class KeyServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_key__service__pb2.EnableKeyRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_key__service__pb2.EnableKeyResponse.FromString,
                 _registered_method=True)
+        self.ScheduleKeyDeletion = channel.unary_unary(
+                '/sealcomb.v1.KeyService/ScheduleKeyDeletion',
+                request_serializer=sealcomb_dot_v1_dot_key__service__pb2.ScheduleKeyDeletionRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_key__service__pb2.ScheduleKeyDeletionResponse.FromString,
+                _registered_method=True)
+        self.CancelKeyDeletion = channel.unary_unary(
+                '/sealcomb.v1.KeyService/CancelKeyDeletion',
+                request_serializer=sealcomb_dot_v1_dot_key__service__pb2.CancelKeyDeletionRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_key__service__pb2.CancelKeyDeletionResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -89,6 +99,20 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScheduleKeyDeletion(self, request, context):
+        """Turns the data off now, and destroys the key after a waiting period; with `confirm`, at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelKeyDeletion(self, request, context):
+        """Calls a scheduled deletion off. The key is disabled after it: EnableKey turns the data on again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +135,16 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.EnableKey,
                     request_deserializer=sealcomb_dot_v1_dot_key__service__pb2.EnableKeyRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_key__service__pb2.EnableKeyResponse.SerializeToString,
+            ),
+            'ScheduleKeyDeletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScheduleKeyDeletion,
+                    request_deserializer=sealcomb_dot_v1_dot_key__service__pb2.ScheduleKeyDeletionRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_key__service__pb2.ScheduleKeyDeletionResponse.SerializeToString,
+            ),
+            'CancelKeyDeletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelKeyDeletion,
+                    request_deserializer=sealcomb_dot_v1_dot_key__service__pb2.CancelKeyDeletionRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_key__service__pb2.CancelKeyDeletionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +256,60 @@ class KeyService:
             '/sealcomb.v1.KeyService/EnableKey',
             sealcomb_dot_v1_dot_key__service__pb2.EnableKeyRequest.SerializeToString,
             sealcomb_dot_v1_dot_key__service__pb2.EnableKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScheduleKeyDeletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.KeyService/ScheduleKeyDeletion',
+            sealcomb_dot_v1_dot_key__service__pb2.ScheduleKeyDeletionRequest.SerializeToString,
+            sealcomb_dot_v1_dot_key__service__pb2.ScheduleKeyDeletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelKeyDeletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.KeyService/CancelKeyDeletion',
+            sealcomb_dot_v1_dot_key__service__pb2.CancelKeyDeletionRequest.SerializeToString,
+            sealcomb_dot_v1_dot_key__service__pb2.CancelKeyDeletionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class KeyServiceStub:
     """Turns the account's data off: no service can open it until EnableKey."""
     EnableKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.EnableKeyRequest, _key_service_pb2.EnableKeyResponse]
     """Turns the data on again."""
+    ScheduleKeyDeletion: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ScheduleKeyDeletionRequest, _key_service_pb2.ScheduleKeyDeletionResponse]
+    """Turns the data off now, and destroys the key after a waiting period; with `confirm`, at once."""
+    CancelKeyDeletion: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CancelKeyDeletionRequest, _key_service_pb2.CancelKeyDeletionResponse]
+    """Calls a scheduled deletion off. The key is disabled after it: EnableKey turns the data on again."""
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -55,6 +59,10 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Turns the account's data off: no service can open it until EnableKey."""
     EnableKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.EnableKeyRequest, _key_service_pb2.EnableKeyResponse]  # type: ignore[assignment]
     """Turns the data on again."""
+    ScheduleKeyDeletion: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ScheduleKeyDeletionRequest, _key_service_pb2.ScheduleKeyDeletionResponse]  # type: ignore[assignment]
+    """Turns the data off now, and destroys the key after a waiting period; with `confirm`, at once."""
+    CancelKeyDeletion: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CancelKeyDeletionRequest, _key_service_pb2.CancelKeyDeletionResponse]  # type: ignore[assignment]
+    """Calls a scheduled deletion off. The key is disabled after it: EnableKey turns the data on again."""
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """The calling account's own KMS key. Every method wants the `keys` scope."""
@@ -90,5 +98,21 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.EnableKeyResponse, _abc.Awaitable[_key_service_pb2.EnableKeyResponse]]:
         """Turns the data on again."""
+
+    @_abc_1.abstractmethod
+    def ScheduleKeyDeletion(
+        self,
+        request: _key_service_pb2.ScheduleKeyDeletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.ScheduleKeyDeletionResponse, _abc.Awaitable[_key_service_pb2.ScheduleKeyDeletionResponse]]:
+        """Turns the data off now, and destroys the key after a waiting period; with `confirm`, at once."""
+
+    @_abc_1.abstractmethod
+    def CancelKeyDeletion(
+        self,
+        request: _key_service_pb2.CancelKeyDeletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.CancelKeyDeletionResponse, _abc.Awaitable[_key_service_pb2.CancelKeyDeletionResponse]]:
+        """Calls a scheduled deletion off. The key is disabled after it: EnableKey turns the data on again."""
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -50,7 +50,12 @@ class KeyvaultClient:
 
     async def destroy_resource(self, resource: str) -> None:
         """Destroys all data keys of a resource, for good."""
-        await call(self._stub.DestroyResource, pb.DestroyResourceRequest(resource=resource))
+        await self.destroy_collection(resource)
+
+    async def destroy_collection(self, resource: str) -> str:
+        """Destroys all data keys of a collection, for good; the signed receipt of it."""
+        response = await call(self._stub.DestroyResource, pb.DestroyResourceRequest(resource=resource))
+        return response.receipt
 
     async def provision_account(self) -> None:
         """Makes the account's KMS key if there is none."""
@@ -60,9 +65,10 @@ class KeyvaultClient:
         """Suspends or resumes key release for the account."""
         await call(self._stub.SetAccountSuspended, pb.SetAccountSuspendedRequest(suspended=suspended))
 
-    async def destroy_account(self) -> None:
-        """Destroys the account's KMS key and its data keys, for good."""
-        await call(self._stub.DestroyAccount, pb.DestroyAccountRequest(), timeout_s=30.0)
+    async def destroy_account(self) -> str:
+        """Destroys the account's KMS key and its data keys, for good; the signed receipt of it."""
+        response = await call(self._stub.DestroyAccount, pb.DestroyAccountRequest(), timeout_s=30.0)
+        return response.receipt
 
     async def record_event(self, action: str, resource: str) -> None:
         """Adds an administrative act to the account's audit chain."""

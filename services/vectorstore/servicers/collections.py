@@ -76,11 +76,11 @@ class Collections(CollectionServiceServicer):
     ) -> pb.DeleteCollectionResponse:
         """Destroys a collection's keys, then its data."""
         descriptor = await self._catalog.get(collection_name(request.collection))
-        await self._catalog.destroy_keys(descriptor)
+        receipt = await self._catalog.destroy_keys(descriptor)
         # Once begun it goes on: without its keys, what is left is garbage.
         await asyncio.shield(self._purge(descriptor.account, descriptor.id))
         _log.info("collection deleted", account=descriptor.account, resource=descriptor.id)
-        return pb.DeleteCollectionResponse()
+        return pb.DeleteCollectionResponse(receipt=receipt)
 
     def _wanted(self, request: pb.CreateCollectionRequest) -> Descriptor:
         if request.metric and request.metric not in _METRICS:
