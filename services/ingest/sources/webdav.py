@@ -133,6 +133,9 @@ class WebDavSource:
 
     async def fetch(self, item: Item) -> Fetched:
         """A file's bytes."""
+        # An id that a listing cannot have given does not lead out of the folder.
+        if {"", ".", ".."} & set(unquote(item.id).split("/")) or "?" in item.id or "#" in item.id:
+            raise ItemGone("there is no such file in the folder")
         answer = await self._calls.download(self._settings.url + item.id)
         kind = answer.headers.get("content-type", "") or item.content_type
         return Fetched(answer.content, kind, {"path": unquote(item.id)})
