@@ -2,7 +2,9 @@
 
 A passage ends at the best boundary within the model's token limit (heading, paragraph, sentence,
 word, in that order), never spans pages, so that a hit can name its page, and repeats a little of
-the passage before it. No character of the text is lost but white space at the edges.
+the passage before it. No character of the text is lost but white space at the edges. Plain text
+that needs several passages is cut into parts of about the same size: a short rest would say too
+little to be found for the right reason.
 
 Tokens are counted by a function of the embedder, not by a tokenizer handed to the splitter: as
 fast, the same for every kind of embedder, and Python gets the GIL back between two counts,
@@ -11,6 +13,7 @@ so a large document does not stall other calls. Run it in a thread all the same.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +27,7 @@ CHUNKS_MAX = 20_000
 # A passage has at most this many characters for each token it may have. Prose has 4 to 5; the
 # bound catches what a tokenizer takes for one unknown word, such as a page of base64.
 CHARS_PER_TOKEN_MAX = 16
+_CHARS_PER_TOKEN_USUAL = 5
 HEADING_CHARS_MAX = 200
 MAX_TOKENS_MIN = 16
 # Pages go to the splitter in blocks, so that whoever iterates can stop in between, and without long
@@ -100,14 +104,12 @@ def iterate_chunks(
     # Too many whatever the boundaries, since passages are bounded in characters; saves the work.
     if sum(len(page.text) for page in pages) > chunks_max * max_tokens * CHARS_PER_TOKEN_MAX:
         raise _too_many(chunks_max)
-    splitter = (MarkdownSplitter if form == "markdown" else TextSplitter).from_callback(
-        _bounded(count_tokens, max_tokens), max_tokens, overlap=overlap
-    )
+    splitters = _Splitters(count_tokens, max_tokens, overlap, form)
     block_chars = max(_BLOCK_CHARS, 2 * max_tokens * CHARS_PER_TOKEN_MAX)
     index, heading = 0, ""
     for page in pages:
         headings = _headings(page.text) if form == "markdown" else []
-        for offset, text in _split(page.text, splitter, block_chars):
+        for offset, text in _split(page.text, splitters, block_chars):
             while headings and headings[0][0] <= offset:
                 heading = headings.pop(0)[1]
             if index == chunks_max:
@@ -118,11 +120,39 @@ def iterate_chunks(
         heading = headings[-1][1] if headings else heading
 
 
-def _split(
-    text: str, splitter: TextSplitter | MarkdownSplitter, block_chars: int
-) -> Iterator[tuple[int, str]]:
+class _Splitters:
+    """The splitter for each block of text."""
+
+    def __init__(
+        self, count_tokens: Callable[[str], int], max_tokens: int, overlap: int, form: Format
+    ) -> None:
+        self._count = _bounded(count_tokens, max_tokens)
+        self._max_tokens = max_tokens
+        self._overlap = overlap
+        self._form = form
+        self._whole = self._of_size(max_tokens)
+
+    def of(self, text: str) -> TextSplitter | MarkdownSplitter:
+        """One whose passages of this text are about as long as each other; Markdown has sections instead."""
+        # Estimated where the text is so long that its tokens are not counted (see _bounded).
+        tokens = max(len(text) // _CHARS_PER_TOKEN_USUAL, self._count(text))
+        if self._form == "markdown" or tokens <= self._max_tokens:
+            return self._whole
+        parts = math.ceil((tokens - self._overlap) / (self._max_tokens - self._overlap))
+        even = math.ceil((tokens + (parts - 1) * self._overlap) / parts)
+        # Room to end at a boundary; without it one more passage would hold the rest.
+        size = max(even + self._max_tokens // 16, 2 * self._overlap + 2)
+        return self._whole if size >= self._max_tokens else self._of_size(size)
+
+    def _of_size(self, size: int) -> TextSplitter | MarkdownSplitter:
+        kind = MarkdownSplitter if self._form == "markdown" else TextSplitter
+        return kind.from_callback(self._count, size, overlap=self._overlap)
+
+
+def _split(text: str, splitters: _Splitters, block_chars: int) -> Iterator[tuple[int, str]]:
     for begin, end in _blocks(text, block_chars):
-        for offset, passage in splitter.chunk_indices(text[begin:end]):
+        block = text[begin:end]
+        for offset, passage in splitters.of(block).chunk_indices(block):
             if passage.strip():
                 yield begin + offset, passage
 

