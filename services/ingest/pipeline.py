@@ -28,12 +28,12 @@ from services.ingest.extract.wire import Extracted
 from services.ingest.records import Passage
 
 # Room in the model's window for the title and the heading that go before a passage.
-_LEAD_TOKENS = 96
+_LEAD_TOKENS = 64
 _HEADING_CHARS_MAX = 80
 _TITLE_CHARS_MAX = 160
 # Longer passages rank whole documents better, shorter ones point more exactly; the model's window
 # may allow more.
-_PASSAGE_TOKENS_MAX = 384
+_PASSAGE_TOKENS_MAX = 448
 _OVERLAP_TOKENS = 32
 _MAX_TOKENS_MIN = 2 * _OVERLAP_TOKENS + 2
 

@@ -222,3 +222,11 @@ def test_a_printed_passage_does_not_show_its_text() -> None:
 def test_limits_that_make_no_sense_are_a_mistake_of_the_programmer(max_tokens: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="max_tokens"):
         chunk([], count_tokens=words, max_tokens=max_tokens, overlap=overlap)
+
+
+def test_plain_text_is_cut_into_parts_of_about_the_same_size() -> None:
+    text = " ".join(f"w{number}" for number in range(70))
+    sizes = [words(entry.text) for entry in split(text, max_tokens=64, overlap=0)]
+    # Cut at the limit it would be 64 and 6.
+    assert len(sizes) == 2
+    assert min(sizes) >= 30

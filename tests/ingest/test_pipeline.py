@@ -67,15 +67,16 @@ async def bench() -> AsyncIterator[Bench]:
     pipeline.close()
 
 
-async def test_passages_keep_page_and_text_and_are_embedded_with_their_heading(bench: Bench) -> None:
+async def test_passages_keep_page_and_text_and_are_embedded_with_title_and_heading(bench: Bench) -> None:
     made = await bench.pipeline.run("application/pdf", "a.pdf", b"%PDF-1.7")
     assert (made.form, made.pages) == (Format.PDF, 3)
     assert [(passage.index, passage.page) for passage in made.passages] == [(0, 1), (1, 3)]
     assert made.passages[1].text == "Bees gather nectar."
     # The heading of the first page stands above the second one's text and says what it is about.
-    assert bench.queue.texts == [made.passages[0].text, "Wax\nBees gather nectar."]
+    texts = ["Title\n" + made.passages[0].text, "Title\nWax\nBees gather nectar."]
+    assert bench.queue.texts == texts
     assert bench.queue.priorities == {Priority.BULK}
-    expected = bench.queue.embedder.embed(["Wax\nBees gather nectar."])[0]
+    expected = bench.queue.embedder.embed([texts[1]])[0]
     assert np.array_equal(np.frombuffer(made.passages[1].vector, "<f4"), expected)
 
 
@@ -92,6 +93,17 @@ async def test_white_space_is_an_empty_document(bench: Bench, content: bytes) ->
     with pytest.raises(InvalidArgument) as caught:
         await bench.pipeline.run("text/plain", "a.txt", content)
     assert caught.value.reason == "DOCUMENT_EMPTY"
+
+
+async def test_a_first_line_stands_for_a_title_only_if_it_is_short(bench: Bench) -> None:
+    lines = [f"line {number} of many words about wax and honey" for number in range(400)]
+    await bench.pipeline.run("", "a.txt", "\n".join(["On sealing", *lines]).encode())
+    assert len(bench.queue.texts) > 1
+    assert all(text.startswith("On sealing\n") for text in bench.queue.texts)
+    bench.queue.texts.clear()
+    await bench.pipeline.run("", "b.txt", " ".join(lines).encode())
+    assert len(bench.queue.texts) > 1
+    assert not bench.queue.texts[1].startswith("line 0 of many")
 
 
 async def test_no_passage_exceeds_the_model_with_its_heading(bench: Bench) -> None:
