@@ -8,8 +8,6 @@ they go at the next full listing.
 
 from __future__ import annotations
 
-import mimetypes
-import re
 from collections.abc import AsyncIterator
 from typing import Annotated, ClassVar
 from urllib.parse import quote
@@ -17,9 +15,9 @@ from urllib.parse import quote
 from pydantic import Field, StringConstraints
 
 from services.common.errors import invalid
-from services.ingest.egress.client import Answer, Egress
+from services.ingest.egress.client import Egress
 from services.ingest.egress.target import parse_url
-from services.ingest.sources.answers import Row, cut, read_json, read_row, rows, web_address
+from services.ingest.sources.answers import Row, read_json, read_row, rows, web_address
 from services.ingest.sources.calls import Calls, RetryLimits, Timing
 from services.ingest.sources.contract import (
     PRINCIPALS_MAX,
@@ -39,13 +37,19 @@ from services.ingest.sources.contract import (
     Unread,
 )
 from services.ingest.sources.cursors import CursorState, fingerprint, read_cursor, write_cursor
+from services.ingest.sources.github_items import (
+    fetch_discussion,
+    file_item,
+    id_parts,
+    is_file,
+    issue_item,
+    next_page,
+)
 
 _BATCH_ITEMS = 500
 _TREES_MAX = 5_000
-_COMMENT_PAGES_MAX = 20
 # The documented limit of one comparison: more files than these are not listed.
 _COMPARED_FILES_MAX = 300
-_NEXT = re.compile(r'<([^<>]+)>;\s*rel="next"')
 _DOCUMENTS = (
     ".md",
     ".mdx",
@@ -189,14 +193,14 @@ class GitHubSource:
 
     async def fetch(self, item: Item) -> Fetched:
         """A file as it is, an issue or pull request with its comments as Markdown."""
-        what, name, rest = _parts(item.id)
+        what, name, rest = id_parts(item.id)
         if what == "file":
             answer = await self._calls.download(
                 f"{self._repository_url(name)}/git/blobs/{quote(item.version, safe='')}",
                 headers={"accept": "application/vnd.github.raw+json"},
             )
             return Fetched(answer.content, item.content_type, {"repository": name, "path": rest})
-        return await self._discussion(name, rest)
+        return await fetch_discussion(self._calls, self._repository_url(name), name, rest)
 
     async def _principals(self, name: str, info: Row) -> Principals:
         if info.text_or("visibility") == "public" or info.get("private") is False:
@@ -208,7 +212,7 @@ class GitHubSource:
             while url is not None and len(logins) < PRINCIPALS_MAX:
                 answer = await self._calls.send(url)
                 logins += [row.text("login").lower() for row in rows(read_json(answer))]
-                url = _next_page(answer)
+                url = next_page(answer)
         # Only who may push is told the collaborators; others know the repository's readers as a group.
         except (ItemGone, SourceDenied):
             return readers
@@ -243,7 +247,7 @@ class GitHubSource:
             if row.text_or("status") == "removed":
                 pending.append(Removed(f"file:{name}:{path}"))
             elif self._wants(path):
-                pending.append(_file(name, path, row, blob_url, principals))
+                pending.append(file_item(name, path, row, blob_url, principals))
             previous = row.text_or("previous_filename")
             if row.text_or("status") == "renamed" and previous:
                 pending.append(Removed(f"file:{name}:{previous}"))
@@ -263,7 +267,7 @@ class GitHubSource:
         tree = read_row(await self._calls.send(f"{url}{head}?recursive=1"))
         if not tree.flag("truncated"):
             for row in tree.rows("tree"):
-                if _is_file(row):
+                if is_file(row):
                     yield row
             return
         # Too large for one answer: folder by folder.
@@ -276,7 +280,7 @@ class GitHubSource:
                 path = prefix + row.text("path")
                 if row.text_or("type") == "tree":
                     folders.append((f"{path}/", row.text("sha")))
-                elif _is_file(row):
+                elif is_file(row):
                     yield Row({"path": path, "sha": row.text("sha"), "size": row.number_or("size")})
         raise SourceAnswerInvalid("the repository has more folders than the limit")
 
@@ -299,12 +303,9 @@ class GitHubSource:
         if not wanted.issues and not wanted.pull_requests:
             yield (), _next_repository(state)
             return
-        since = state.base_since.get(name, "")
-        url: str | None = state.issues_page or (
-            f"{self._repository_url(name)}/issues?state=all&sort=updated&direction=asc&per_page=100"
-            + (f"&since={quote(since)}" if since else "")
-        )
-        latest = state.since.get(name, since)
+        since = state.since.get(name, state.base_since.get(name, ""))
+        latest = since
+        url: str | None = state.issues_page or self._issues_since(name, since)
         while url is not None:
             try:
                 answer = await self._calls.send(url)
@@ -315,44 +316,25 @@ class GitHubSource:
             for row in rows(read_json(answer)):
                 latest = max(latest, row.text("updated_at"))
                 if wanted.pull_requests if row.get("pull_request") else wanted.issues:
-                    changes.append(_issue(name, row, principals))
-            url = _next_page(answer)
-            if url is not None:
-                state = state.model_copy(update={"issues_page": url, "since": {**state.since, name: latest}})
-                yield tuple(changes), state
-            else:
-                state = state.model_copy(update={"since": {**state.since, name: latest}})
-                yield tuple(changes), _next_repository(state)
+                    changes.append(issue_item(name, row, principals))
+            url = next_page(answer)
+            # By time rather than by page: an issue that changes meanwhile moves to the end, and moves
+            # another one over the edge of its page, which would never be seen.
+            if url is not None and latest > since:
+                since, url = latest, self._issues_since(name, latest)
+            state = state.model_copy(
+                update={"issues_page": url or "", "since": {**state.since, name: latest}}
+            )
+            yield tuple(changes), state if url is not None else _next_repository(state)
+            if url is None:
                 return
         yield (), _next_repository(state)
 
-    async def _discussion(self, name: str, number: str) -> Fetched:
-        issue = read_row(await self._calls.send(f"{self._repository_url(name)}/issues/{number}"))
-        pull_request = issue.get("pull_request") is not None
-        lines = [f"# {issue.text_or('title')}", issue.text_or("body")]
-        paths = [f"issues/{number}/comments"] + ([f"pulls/{number}/comments"] if pull_request else [])
-        for path in paths:
-            url: str | None = f"{self._repository_url(name)}/{path}?per_page=100"
-            for _ in range(_COMMENT_PAGES_MAX):
-                if url is None:
-                    break
-                answer = await self._calls.send(url)
-                for comment in rows(read_json(answer)):
-                    author = comment.row_or_none("user")
-                    login = author.text_or("login") if author else ""
-                    lines += [
-                        f"## {login or 'comment'}, {comment.text_or('created_at')}",
-                        comment.text_or("body"),
-                    ]
-                url = _next_page(answer)
-        author = issue.row_or_none("user")
-        metadata: dict[str, str | float | bool] = {
-            "repository": name,
-            "state": issue.text_or("state"),
-            "author": author.text_or("login") if author else "",
-            "pull_request": pull_request,
-        }
-        return Fetched("\n\n".join(lines).encode("utf-8", "replace"), "text/markdown", metadata)
+    def _issues_since(self, name: str, since: str) -> str:
+        query = "state=all&sort=updated&direction=asc&per_page=100" + (
+            f"&since={quote(since)}" if since else ""
+        )
+        return f"{self._repository_url(name)}/issues?{query}"
 
     def _repository_url(self, name: str) -> str:
         return f"{self._api_url}/repos/{name}"
@@ -363,45 +345,3 @@ class GitHubSource:
 
 def _next_repository(state: _State) -> _State:
     return state.model_copy(update={"repository": state.repository + 1, "issues_page": ""})
-
-
-def _is_file(row: Row) -> bool:
-    # Links (mode 120000) and other repositories' commits are no documents.
-    return row.text_or("type") == "blob" and row.text_or("mode") != "120000"
-
-
-def _file(name: str, path: str, row: Row, blob_url: str, principals: Principals) -> Item:
-    return Item(
-        id=f"file:{name}:{path}",
-        name=cut(path),
-        version=row.text("sha"),
-        url=f"{blob_url}/{quote(path)}",
-        content_type=mimetypes.guess_type(path)[0] or "",
-        size_bytes=row.number_or("size"),
-        principals=principals,
-    )
-
-
-def _issue(name: str, row: Row, principals: Principals) -> Item:
-    number = row.number_or("number")
-    return Item(
-        id=f"issue:{name}:{number}",
-        name=cut(f"{name}#{number} {row.text_or('title')}"),
-        version=row.text("updated_at"),
-        url=web_address(row.text_or("html_url")),
-        content_type="text/markdown",
-        principals=principals,
-    )
-
-
-def _parts(item_id: str) -> tuple[str, str, str]:
-    what, _, rest = item_id.partition(":")
-    name, _, rest = rest.partition(":")
-    if what not in ("file", "issue") or not name or not rest:
-        raise ItemGone("there is no such item at GitHub")
-    return what, name, rest
-
-
-def _next_page(answer: Answer) -> str | None:
-    found = _NEXT.search(answer.headers.get("link", ""))
-    return found.group(1) if found else None

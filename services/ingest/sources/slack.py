@@ -15,17 +15,16 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
-from services.common.errors import SealcombError, invalid
-from services.ingest.egress.client import Answer, Egress
+from services.common.errors import invalid
+from services.ingest.egress.client import Egress
 from services.ingest.egress.target import parse_url
-from services.ingest.sources.answers import Row, cut, read_row
+from services.ingest.sources.answers import Row, cut
 from services.ingest.sources.calls import Calls, RetryLimits, Timing
 from services.ingest.sources.contract import (
     PRINCIPALS_MAX,
     Batch,
     Change,
     Credential,
-    CredentialRefused,
     CursorExpired,
     Fetched,
     Item,
@@ -35,38 +34,16 @@ from services.ingest.sources.contract import (
     Removed,
     SourceAnswerInvalid,
     SourceDenied,
-    SourceLimited,
     SourceSettings,
-    SourceUnavailable,
     Unread,
 )
 from services.ingest.sources.cursors import CursorState, fingerprint, read_cursor, write_cursor
+from services.ingest.sources.slack_api import SlackApi, explain, next_cursor
 
 _DAY_S = 86_400
-_PAGE_MESSAGES = "200"
-_THREAD_PAGES_MAX = 50
-_NAMES_MAX = 2_000
 _ID = re.compile(r"([A-Z0-9]+):(\d{4}-\d{2}-\d{2})")
-_MENTION = re.compile(r"<@([A-Z0-9]{1,32})>")
 # Joins, topics and the like say nothing that one would search for.
 _SAID = frozenset({"", "bot_message", "thread_broadcast", "file_share", "me_message"})
-_ERRORS: Mapping[str, type[SealcombError]] = {
-    "ratelimited": SourceLimited,
-    "rate_limited": SourceLimited,
-    "not_in_channel": SourceDenied,
-    "missing_scope": SourceDenied,
-    "no_permission": SourceDenied,
-    "channel_not_found": ItemGone,
-    "thread_not_found": ItemGone,
-    "user_not_found": ItemGone,
-    "internal_error": SourceUnavailable,
-    "fatal_error": SourceUnavailable,
-    "service_unavailable": SourceUnavailable,
-    "request_timeout": SourceUnavailable,
-} | dict.fromkeys(
-    ("invalid_auth", "not_authed", "token_expired", "token_revoked", "account_inactive"), CredentialRefused
-)
-
 ChannelId = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9]{2,32}$")]
 
 
@@ -139,11 +116,11 @@ class SlackType:
             name=self.title,
             hosts=self.hosts(settings),
             credential=credential,
-            explain=_explain,
+            explain=explain,
             timing=timing,
             limits=self._limits,
         )
-        return SlackSource(f"{self._api_url}/api", settings, calls, timing)
+        return SlackSource(SlackApi(f"{self._api_url}/api", calls), settings, timing)
 
 
 class SlackSource:
@@ -151,12 +128,10 @@ class SlackSource:
 
     kind = SlackType.kind
 
-    def __init__(self, api_url: str, settings: SlackSettings, calls: Calls, timing: Timing) -> None:
-        self._api_url = api_url
+    def __init__(self, api: SlackApi, settings: SlackSettings, timing: Timing) -> None:
+        self._api = api
         self._settings = settings
-        self._calls = calls
         self._timing = timing
-        self._names: dict[str, str] = {}
 
     async def batches(self, cursor: bytes | None) -> AsyncIterator[Batch]:
         """Channel by channel, all days or the last ones."""
@@ -167,7 +142,7 @@ class SlackSource:
             channel = state.waiting[0]
             state = state.model_copy(update={"waiting": state.waiting[1:]})
             try:
-                info = (await self._call("conversations.info", channel=channel)).row("channel")
+                info = (await self._api.call("conversations.info", channel=channel)).row("channel")
                 principals = await self._principals(channel, info, state.team)
                 # A channel that was not listed before has all its days listed.
                 since = state.since if channel in state.base_access else ""
@@ -196,13 +171,13 @@ class SlackSource:
         channel, day = found.groups()
         start_s = _start_s(day)
         lines = [f"# {item.name}"]
-        async for message in self._history(channel, str(start_s), str(start_s + _DAY_S)):
+        async for message in self._api.history(channel, str(start_s), str(start_s + _DAY_S)):
             if message.text_or("subtype") not in _SAID or int(float(message.text("ts"))) >= start_s + _DAY_S:
                 continue
-            lines.append(await self._line(message, ""))
+            lines.append(await self._api.line(message, ""))
             if message.number_or("reply_count"):
-                async for reply in self._thread(channel, message.text("ts")):
-                    lines.append(await self._line(reply, "  "))
+                async for reply in self._api.thread(channel, message.text("ts")):
+                    lines.append(await self._api.line(reply, "  "))
         if len(lines) == 1:
             raise ItemGone("nothing of that day is left")
         # Slack gives the newest first; threads stay below the message that began them.
@@ -213,10 +188,10 @@ class SlackSource:
         )
 
     async def _start(self, state: _State) -> _State:
-        who = await self._call("auth.test")
+        who = await self._api.call("auth.test")
         channels = list(self._settings.channels)
         if not channels:
-            async for row in self._pages(
+            async for row in self._api.pages(
                 "users.conversations",
                 "channels",
                 types="public_channel,private_channel",
@@ -242,7 +217,7 @@ class SlackSource:
     async def _days(self, channel: str, since: str) -> dict[str, list[str]]:
         """What tells one version of a day from another, by day."""
         days: dict[str, list[str]] = {}
-        async for row in self._history(channel, str(_start_s(since)) if since else "0", ""):
+        async for row in self._api.history(channel, str(_start_s(since)) if since else "0", ""):
             if row.text_or("subtype") not in _SAID:
                 continue
             edited = row.row_or_none("edited")
@@ -286,73 +261,14 @@ class SlackSource:
         principals = [f"slack:channel:{channel}"]
         following = ""
         while len(principals) <= PRINCIPALS_MAX:
-            page = await self._call("conversations.members", channel=channel, limit="200", cursor=following)
+            page = await self._api.call(
+                "conversations.members", channel=channel, limit="200", cursor=following
+            )
             principals += [f"slack:user:{member}" for member in page.texts("members")]
-            following = _next_cursor(page)
+            following = next_cursor(page)
             if not following:
                 return tuple(principals[:PRINCIPALS_MAX])
         return (f"slack:channel:{channel}",)
-
-    async def _line(self, message: Row, indent: str) -> str:
-        user = message.text_or("user")
-        author = await self._name(user) if user else message.text_or("username", "bot")
-        text = message.text_or("text")
-        for mentioned in dict.fromkeys(_MENTION.findall(text)):
-            text = text.replace(f"<@{mentioned}>", f"@{await self._name(mentioned)}")
-        return f"{indent}**{author}**: {text}"
-
-    async def _name(self, user: str) -> str:
-        if user not in self._names and len(self._names) < _NAMES_MAX:
-            try:
-                row = (await self._call("users.info", user=user)).row("user")
-                self._names[user] = row.text_or("real_name") or row.text_or("name") or user
-            except (ItemGone, SourceDenied):
-                self._names[user] = user
-        return self._names.get(user, user)
-
-    def _history(self, channel: str, oldest: str, latest: str) -> AsyncIterator[Row]:
-        bounds = {"oldest": oldest, "latest": latest, "inclusive": "true"}
-        return self._pages("conversations.history", "messages", channel=channel, **bounds)
-
-    async def _thread(self, channel: str, ts: str) -> AsyncIterator[Row]:
-        count = 0
-        async for row in self._pages("conversations.replies", "messages", channel=channel, ts=ts):
-            count += 1
-            if count > _THREAD_PAGES_MAX * int(_PAGE_MESSAGES):
-                return
-            if row.text("ts") != ts:
-                yield row
-
-    async def _pages(self, method: str, key: str, **parameters: str) -> AsyncIterator[Row]:
-        following = ""
-        while True:
-            page = await self._call(method, limit=_PAGE_MESSAGES, cursor=following, **parameters)
-            for row in page.rows(key):
-                yield row
-            following = _next_cursor(page)
-            if not following:
-                return
-
-    async def _call(self, method: str, **parameters: str) -> Row:
-        sent = {name: value for name, value in parameters.items() if value}
-        return read_row(await self._calls.send(f"{self._api_url}/{method}", parameters=sent))
-
-
-def _explain(answer: Answer) -> SealcombError | None:
-    """Slack says most errors with status 200 and `ok: false`."""
-    if answer.status != 200:
-        return None
-    row = read_row(answer)
-    if row.flag("ok"):
-        return None
-    code = row.text_or("error")
-    kind = _ERRORS.get(code, SourceAnswerInvalid)
-    return kind(f"Slack refused the call: {code if re.fullmatch('[a-z_]{1,64}', code) else 'unknown'}")
-
-
-def _next_cursor(page: Row) -> str:
-    metadata = page.row_or_none("response_metadata")
-    return metadata.text_or("next_cursor") if metadata else ""
 
 
 def _oldest_first(lines: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from services.ingest.sources.contract import CursorExpired, SourceLimited
 from tests.ingest.sources.opening import NOW_S, Opened, items, listed, opened, unread
 from tests.ingest.sources.servers.github import NAME, GitHubWorld
-from tests.ingest.sources.servers.https import Reply, Tls
+from tests.ingest.sources.servers.https import Reply, Request, Tls
 
 
 @pytest.fixture
@@ -118,3 +118,22 @@ async def test_a_next_page_elsewhere_gets_no_token(github: Opened) -> None:
     source = github.source(settings={"files": False})
     with pytest.raises(Exception, match="credential is not for elsewhere"):
         await listed(source)
+
+
+async def test_an_issue_that_changes_while_it_is_listed_hides_no_other(github: Opened) -> None:
+    world = world_of(github)
+    github.fill([f"issue {number}" for number in range(2, 8)])
+    touched = False
+
+    def meddling(request: Request) -> Reply:
+        nonlocal touched
+        reply = world.handle(request)
+        if request.path.endswith("/issues") and not touched:
+            # The first of the first page moves to the end, so the third one moves over the page's edge.
+            touched = True
+            world.put("issue 1", b"changed meanwhile")
+        return reply
+
+    github.server.handler = meddling
+    found = items(await listed(github.source(settings={"files": False})))
+    assert set(found) == {f"issue:{NAME}:{number}" for number in range(1, 8)}
