@@ -1,4 +1,4 @@
-"""E3, E4, E14-E18: the one way out against hostile servers and names; each attack with its twin."""
+"""E3, E4, E14, E15, E16, E18: the one way out against hostile servers and names; each attack with its twin."""
 
 from __future__ import annotations
 
@@ -260,6 +260,7 @@ PUBLIC = bytes([93, 184, 216, 34])
 
 
 async def test_rebinding_never_reaches_an_inner_address_in_ten_thousand_fetches() -> None:
+    """E15."""
     backend = Recording()
     resolver = Alternating([(PUBLIC,), (METADATA,), (LOOPBACK,)])
     network = CheckedNetwork(HostRules(), resolver, backend=backend)
