@@ -1,4 +1,4 @@
-"""E3, E4, E14, E15, E16, E18: the one way out against hostile servers and names; each attack with its twin."""
+"""E3, E4, E14, E15, E16, E18: the one way out against hostile servers and names, attacks with twins."""
 
 from __future__ import annotations
 
