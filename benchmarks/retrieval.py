@@ -117,7 +117,7 @@ def index_loss(client: Client, collection: str, queries: int = 200) -> float:
     chance = np.random.default_rng(1)
     found = 0
     for row in chance.choice(len(ids), size=min(queries, len(ids)), replace=False):
-        probe = matrix[row] + chance.normal(scale=0.02, size=matrix.shape[1]).astype(np.float32)
+        probe = matrix[row] + np.float32(chance.normal(scale=0.02, size=matrix.shape[1]))
         exact = np.argsort(-(matrix @ probe), kind="stable")[:CUT]
         hits = client.points.query(
             collection, probe.tobytes(), top_k=CUT, with_text=False, with_metadata=False
