@@ -109,7 +109,7 @@ threats: ## List the threat rows that tests prove, and the tests that name them
 	@$(PYTHON) scripts/threats.py
 
 .PHONY: bench
-bench: setup ## Measure what docs/performance.md reports
+bench: setup ## Measure what docs/performance.md reports (BENCH_FOLDER=FOLDER adds retrieval)
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-edge
