@@ -50,7 +50,7 @@ $(PROJECT_STAMP): pyproject.toml
 	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(MODEL_STAMP): services/ingest/prepare_model.py | $(PROJECT_STAMP)
+$(MODEL_STAMP): services/ingest/prepare_model.py services/ingest/embedders/bert_graph.py | $(PROJECT_STAMP)
 	$(BIN)/python -m services.ingest.prepare_model
 	@touch $@
 
