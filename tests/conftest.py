@@ -13,6 +13,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+import services  # noqa: F401  (sets what grpc reads when it is imported, before any test imports it)
+
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _GUARDED = frozenset(
     {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"}
