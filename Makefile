@@ -82,6 +82,7 @@ node-packages: $(NODE_STAMPS) ## Install the npm packages that tests start
 
 .PHONY: test
 test: setup node-packages ## Run the whole test suite (PYTEST_ARGS="-k name" to choose)
+	./scripts/install-test-packages.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: attack-jobs

@@ -1,4 +1,4 @@
-"""The contract of every KMS, and what the file KMS promises besides (D8, D9, D23)."""
+"""What the file KMS promises beside the contract (D8)."""
 
 from __future__ import annotations
 
@@ -10,80 +10,11 @@ from services.common import ids
 from services.common.sealing import DataKey, Identity, OpenFailed, open_sealed
 from services.keyvault.kms import file
 from services.keyvault.kms.file import FileKms
-from services.keyvault.kms.protocol import Kms
 from services.keyvault.records import AccountKey, Wrapping
-from tests.keyvault.rig import MemoryKms
 
 _ROOT = bytes(range(32))
 _SECRET = b"canary of a data key, 32 bytes .."
 _WRAPPING = Wrapping("account", "resource", "collection", ids.from_bytes(bytes(16)))
-
-
-@pytest.fixture(params=["file", "memory"])
-def kms(request: pytest.FixtureRequest) -> Kms:
-    """Each KMS in turn."""
-    return FileKms(_ROOT) if request.param == "file" else MemoryKms()
-
-
-async def test_what_is_wrapped_unwraps(kms: Kms) -> None:
-    key = await kms.new_key("account", 1)
-    wrapped = await kms.wrap(key, _WRAPPING, _SECRET[:32])
-    assert _SECRET[:20] not in wrapped
-    assert await kms.unwrap(key, _WRAPPING, wrapped) == _SECRET[:32]
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        replace(_WRAPPING, resource="other"),
-        replace(_WRAPPING, purpose="documents"),
-        replace(_WRAPPING, key_id=ids.from_bytes(bytes(15) + b"\1")),
-        replace(_WRAPPING, account="other"),
-    ],
-)
-async def test_nothing_unwraps_in_another_encryption_context(kms: Kms, changed: Wrapping) -> None:
-    """D8, D9: account, resource, purpose and key id, each by itself."""
-    key = await kms.new_key("account", 1)
-    wrapped = await kms.wrap(key, _WRAPPING, _SECRET[:32])
-    with pytest.raises(OpenFailed):
-        await kms.unwrap(key, changed, wrapped)
-    with pytest.raises(OpenFailed):
-        await kms.unwrap(replace(key, account=changed.account), changed, wrapped)
-
-
-async def test_nothing_unwraps_under_another_key(kms: Kms) -> None:
-    """D9: another account's, another version's, or a handle moved to another account."""
-    key = await kms.new_key("account", 1)
-    wrapped = await kms.wrap(key, _WRAPPING, _SECRET[:32])
-    others = [await kms.new_key("account", 1), await kms.new_key("account", 2)]
-    for other in [*others, replace(key, handle=others[0].handle), replace(key, version=2)]:
-        with pytest.raises(OpenFailed):
-            await kms.unwrap(other, _WRAPPING, wrapped)
-    foreign = await kms.new_key("other", 1)
-    with pytest.raises(OpenFailed):
-        await kms.unwrap(foreign, _WRAPPING, wrapped)
-
-
-async def test_no_changed_wrapping_unwraps(kms: Kms) -> None:
-    """D23: whichever byte it is, and always by the same error."""
-    key = await kms.new_key("account", 1)
-    wrapped = await kms.wrap(key, _WRAPPING, _SECRET[:32])
-    for at in range(len(wrapped)):
-        changed = bytearray(wrapped)
-        changed[at] ^= 1
-        with pytest.raises(OpenFailed):
-            await kms.unwrap(key, _WRAPPING, bytes(changed))
-    for cut in (b"", wrapped[:-1], wrapped + b"\0"):
-        with pytest.raises(OpenFailed):
-            await kms.unwrap(key, _WRAPPING, cut)
-
-
-async def test_keys_differ_every_time_and_forgetting_loses_nothing(kms: Kms) -> None:
-    keys = [await kms.new_key("account", 1) for _ in range(20)]
-    assert len({key.handle for key in keys}) == 20
-    wrapped = await kms.wrap(keys[0], _WRAPPING, _SECRET[:32])
-    kms.forget("account")
-    assert await kms.unwrap(keys[0], _WRAPPING, wrapped) == _SECRET[:32]
 
 
 class TestFile:
