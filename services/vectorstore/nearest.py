@@ -22,7 +22,7 @@ EF_DEFAULT = 128
 # Below this many matches an exact look at each beats a filtered walk through the graph.
 GATHER_MAX = 5_000
 _BLOCK_ROWS = 1024
-# What one core does in a millisecond, measured: numbers compared in a scan, in gathered rows, and
+# What one core does in a millisecond, estimated: numbers compared in a scan, in gathered rows, and
 # numbers of frontier in a walk without and with a filter.
 _SCANNED_A_MS = 8e6
 _GATHERED_A_MS = 3e6

@@ -50,7 +50,7 @@ class PassageHit:
     score: float
 
 
-# What a condition of a filter costs by row, measured.
+# What a condition of a filter costs by row, estimated.
 _CONDITION_MS = 5e-6
 # A search that takes longer goes to a thread, so that it holds no other call up.
 _INLINE_MS = 1.0
