@@ -29,7 +29,8 @@ _ATTEMPTS = 3
 _DELAY_S = 0.05
 _WAITING_MAX = 256
 _LANES_MAX = 10_000
-_BURST_S = 4.0
+# Little, or an account that was quiet could use up a whole second of everybody's quota.
+_BURST_S = 0.5
 _SILENT_AFTER = 8
 _PROBE_S = 0.5
 _RANDOM = secrets.SystemRandom()
@@ -63,6 +64,10 @@ class _Call:
     deadline_s: float
     # Whether doing it twice is the same as once.
     repeats: bool
+
+
+class _LeftAlone(KmsUnavailable):
+    """The KMS was not asked, since it keeps silent."""
 
 
 class GuardedKms:
@@ -167,6 +172,8 @@ class GuardedKms:
                     await self._spend(lane, call)
                     try:
                         return await self._once(call, work)
+                    except _LeftAlone:
+                        raise
                     except KmsUnavailable as error:
                         if attempt == _ATTEMPTS or not (call.repeats or error.unheard):
                             raise
@@ -182,7 +189,7 @@ class GuardedKms:
         started_s = self._clock.monotonic_s()
         if self._silences >= _SILENT_AFTER:
             if started_s < self._probe_s:
-                raise KmsUnavailable(unheard=True)
+                raise _LeftAlone(unheard=True)
             self._probe_s = started_s + _PROBE_S
         outcome = "OK"
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.common.clock import Clock
+from services.common.errors import SealcombError
 from services.keyvault.config import KeyvaultSettings
 from services.keyvault.kms.file import FileKms
 from services.keyvault.kms.guard import GuardedKms
@@ -34,6 +35,8 @@ def _open(name: str, settings: KeyvaultSettings, clock: Clock) -> Kms:
         raise ProviderNotInstalled(
             f"the KMS {name!r} needs {error.name}; install sealcomb[{extra}]"
         ) from None
+    except SealcombError as error:
+        raise ValueError(f"the KMS {name!r}: {error.message}") from None
     return GuardedKms(kms, clock, settings.kms_timeout_s, settings.kms_calls_per_second)
 
 

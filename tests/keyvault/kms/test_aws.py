@@ -242,7 +242,8 @@ class TestAdopted:
             ({"state": "Enabled", "spec": "RSA_2048"}, KmsKeyInvalid),
             ({"state": "Enabled", "usage": "GENERATE_VERIFY_MAC"}, KmsKeyInvalid),
         ):
-            fake.states.keys[arn] = replace(fake.states.keys[arn], **values)
+            for name, value in values.items():
+                setattr(fake.states.keys[arn], name, value)
             with pytest.raises(expected):
                 await kms.adopt_key(_ACCOUNT, 1, KeyReference(arn, _ROLE))
         del fake.states.keys[arn]

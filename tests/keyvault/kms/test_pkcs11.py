@@ -104,9 +104,14 @@ async def test_a_wrong_pin_is_tried_once(
     pin_file = tmp_path / "pin"
     pin_file.write_text("wrong\n")
     kms = Pkcs11Kms(SOFTHSM, token.label, pin_file)
-    tried = []
+    tried: list[str] = []
     library = pkcs11.lib(str(SOFTHSM))
-    monkeypatch.setattr(pkcs11, "lib", lambda path: tried.append(path) or library)
+
+    def load(path: str) -> Any:
+        tried.append(path)
+        return library
+
+    monkeypatch.setattr(pkcs11, "lib", load)
     for _ in range(5):
         with pytest.raises(KmsAccessDenied, match="PIN"):
             await kms.new_key(_ACCOUNT, 1)
