@@ -1,0 +1,1 @@
+"""What keys cost: `python -m benchmarks.keys`."""

@@ -1,0 +1,15 @@
+"""Measures what keys cost and prints one table."""
+
+from __future__ import annotations
+
+import asyncio
+
+import uvloop
+
+from benchmarks.keys import providers, sealing
+from benchmarks.keys.table import show
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(providers.rows())
+    show(found + sealing.rows())
