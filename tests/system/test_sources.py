@@ -155,7 +155,7 @@ def test_a_disabled_key_stops_ingestions_and_their_schedules(
         account.client.ingestions.get(begun.id)
     assert caught.value.reason == "KEY_DISABLED"
     account.client.keys.enable()
-    for _ in range(100):
+    for _ in range(600):
         found = account.client.ingestions.get(begun.id)
         if found.state == ingestion.INGESTION_STATE_FAILED:
             break
