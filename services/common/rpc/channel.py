@@ -31,7 +31,7 @@ def open_channel(address: str, service: str, tls: TlsFiles) -> grpc.aio.Channel:
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.enable_retries", 0),
         ),
     )
