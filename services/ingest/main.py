@@ -33,7 +33,7 @@ from services.common.errors import SealcombError
 from services.common.objects import open_store
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
-from services.common.rpc.channel import open_channel
+from services.common.rpc.channel import connected, open_channel
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.keyvault import KeyvaultClient
 from services.common.rpc.server import InnerServer
@@ -141,6 +141,7 @@ async def serve(
         watch = asyncio.create_task(keyvault.watch(KeyEvents(keys, originals, search, sourcing)))
         sourcing.start()
         await server.start()
+        await connected(keyvault_channel, vectorstore_channel, unless=stopping)
         await server.set_ready(True)
         _log.info("serving", port=server.port)
         ready(server.port)

@@ -20,7 +20,7 @@ from services.common.context import ContextVerifier
 from services.common.objects import open_store
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
-from services.common.rpc.channel import open_channel
+from services.common.rpc.channel import connected, open_channel
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.keyvault import KeyEvent, KeyvaultClient, OnKeyEvent
 from services.common.rpc.server import InnerServer
@@ -50,6 +50,7 @@ async def serve(settings: VectorstoreSettings) -> None:
     register(server, node, embedder)
     try:
         await server.start()
+        await connected(channel, unless=stopping)
         await server.set_ready(True)
         _log.info("serving", port=server.port)
 

@@ -148,8 +148,6 @@ def start(folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None
             installation.stop()
             raise AssertionError(f"did not start: {installation.output}\n{logs}")
         time.sleep(0.05)
-    # A channel that was refused while its peer was starting fails calls until it tries again.
-    time.sleep(1.0)
     return installation
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -35,6 +36,22 @@ def open_channel(address: str, service: str, tls: TlsFiles) -> grpc.aio.Channel:
             ("grpc.enable_retries", 0),
         ),
     )
+
+
+async def connected(*channels: grpc.aio.Channel, unless: asyncio.Event) -> None:
+    """Returns when every channel has reached its service, or when the event is set.
+
+    A service that says it is ready before that fails its first calls: a channel that was refused
+    while its peer started does not try again at once.
+    """
+    waits = [asyncio.ensure_future(channel.channel_ready()) for channel in channels]
+    stop = asyncio.ensure_future(unless.wait())
+    everyone = asyncio.ensure_future(asyncio.wait(waits))
+    try:
+        await asyncio.wait((everyone, stop), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (*waits, stop, everyone):
+            task.cancel()
 
 
 async def call(

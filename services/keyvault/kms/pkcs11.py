@@ -219,7 +219,7 @@ class Pkcs11Kms:
         session = self._opened()
         key = self._keys.get(label)
         if key is None:
-            key = session.get_key(object_class=ObjectClass.SECRET_KEY, label=label)
+            key = _only_key(session, label)
             self._keys[label] = key
             if len(self._keys) > _KEYS_MAX:
                 self._keys.popitem(last=False)
@@ -256,6 +256,18 @@ class Pkcs11Kms:
                 session.close()
             except errors.PKCS11Error:
                 return  # it was lost, not open
+
+
+def _only_key(session: Any, label: str) -> Any:
+    # The search is read to its end here: one left open holds the session's lock until it is
+    # collected, in whichever thread that happens, where the lock cannot be released.
+    template = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label}
+    found = list(session.get_objects(template))
+    if not found:
+        raise errors.NoSuchKey
+    if len(found) > 1:
+        raise errors.MultipleObjectsReturned
+    return found[0]
 
 
 def _gcm(nonce: bytes, context: bytes) -> dict[str, Any]:
