@@ -44,6 +44,8 @@ class IngestSettings(ServiceSettings):
     # Ingestions that run at once, and how long a worker that died keeps one.
     ingestion_runs: int = Field(default=2, ge=0, le=64)
     ingestion_lease_s: float = Field(default=30.0, gt=0, le=600)
+    # How often a source that tells its changes is listed from the beginning all the same.
+    ingestion_full_listing_s: int = Field(default=7 * 86_400, ge=60)
 
     extract_workers: int = Field(default=2, ge=1, le=64)
     extract_memory_bytes_max: int = Field(default=2048 * _MIB, ge=512 * _MIB)

@@ -79,6 +79,7 @@ INGESTIONS = sa.Table(
     sa.Column("run", sa.Integer, nullable=False),
     # The run's listing has ended.
     sa.Column("listed", sa.Boolean, nullable=False),
+    sa.Column("full_ms", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("found", sa.BigInteger, nullable=False),
     sa.Column("fetched", sa.BigInteger, nullable=False),
     sa.Column("unchanged", sa.BigInteger, nullable=False),

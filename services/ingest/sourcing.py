@@ -72,7 +72,9 @@ class Sourcing:
         uris = filter(None, (uri.strip() for uri in settings.oauth_redirect_uris.split(",")))
         vault, oauth = Vault(around.keys), OAuth(egress, clock)
         self._connection_store = ConnectionStore(around.database)
-        store, items = IngestionStore(around.database), ItemStore(around.database)
+        full_every_ms = settings.ingestion_full_listing_s * 1000
+        store = IngestionStore(around.database, full_every_ms)
+        items = ItemStore(around.database)
         seals, tokens = Seals(around.keys), TokenHolders()
         self.credentials = Credentials(self._connection_store, vault, oauth, clock)
         steps = Steps(

@@ -60,6 +60,8 @@ class MemorySourceType:
     tokens: set[str] = field(default_factory=lambda: {"good"})
     # Everything that was done, in order, with the token that was shown.
     log: list[tuple[str, str]] = field(default_factory=list)
+    # The cursors that listings began with.
+    cursors: list[bytes | None] = field(default_factory=list)
     batch_items: int = 3
     # A listing by changes instead of a whole one each time.
     incremental: bool = False
@@ -103,6 +105,7 @@ class MemorySource:
     async def batches(self, cursor: bytes | None) -> AsyncIterator[Batch]:
         """Everything there is, some at a time; a cursor that is a number resumes within a listing."""
         start = 0
+        self._type.cursors.append(cursor)
         if cursor is not None and self._type.cursor_expired:
             self._type.cursor_expired = False
             raise CursorExpired("too old")
@@ -117,7 +120,7 @@ class MemorySource:
                 await _maybe(self._type.before_batch(number))
             end = start + self._type.batch_items
             last = end >= len(changes)
-            full = last and not self._type.incremental
+            full = last and (not self._type.incremental or cursor is None)
             yield Batch(
                 tuple(changes[start:end]), b"end" if last else b"at %d" % end, complete=last, full=full
             )

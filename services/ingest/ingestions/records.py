@@ -91,6 +91,8 @@ class Row:
     next_run_ms: int | None
     run: int
     listed: bool
+    # When the latest listing from the beginning was begun.
+    full_ms: int
     counts: Counts
     start_ms: int
     finish_ms: int

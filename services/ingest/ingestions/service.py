@@ -167,7 +167,7 @@ class Ingestions:
             await self._usable(row.connection_id, connections)
             values = {"state": State.QUEUED, "reason": "", "not_before_ms": self._now_ms()}
             values |= await self._fresh_grant(row)
-        if not await asyncio.to_thread(self._store.retry, row, states, values):
+        if not await asyncio.to_thread(self._store.retry, row, states, values, self._now_ms()):
             raise Aborted("the ingestion has just changed; look at it again")
         self._worker.wake()
         return await self._views.get(id_)
@@ -272,6 +272,7 @@ class Ingestions:
             next_run_ms=None,
             run=1,
             listed=False,
+            full_ms=self._now_ms(),
             counts=Counts(),
             start_ms=0,
             finish_ms=0,

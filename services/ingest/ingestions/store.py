@@ -21,6 +21,8 @@ from services.ingest.schema import INGESTIONS, ITEMS, UNSETTLED
 from services.ingest.store import Database
 
 LIVE_MAX = 1000
+# However well a source tells its changes, so often it is listed from the beginning.
+FULL_EVERY_MS = 7 * 86_400_000
 _C = INGESTIONS.c
 _COUNTS = tuple(found.name for found in fields(Counts))
 _PLAIN = tuple(name for name in Row.__slots__ if name != "counts")
@@ -49,8 +51,9 @@ class Lease:
 class IngestionStore:
     """Ingestions in ingest's database; see items.py for what belongs to one."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, full_every_ms: int = FULL_EVERY_MS) -> None:
         self.database = database
+        self._full_every_ms = full_every_ms
 
     # For callers.
 
@@ -120,10 +123,10 @@ class IngestionStore:
                 _settle_objects(connection, row, settle_after_ms)
             return done
 
-    def retry(self, row: Row, states: frozenset[State], values: Mapping[str, Any]) -> bool:
+    def retry(self, row: Row, states: frozenset[State], values: Mapping[str, Any], now_ms: int) -> bool:
         """Begins another run, in which what failed is tried anew."""
         with self.database.begin() as connection:
-            done = _change(connection, row, states, _next_run(row) | dict(values))
+            done = _change(connection, row, states, self._next_run(row, now_ms) | dict(values))
             if done:
                 _revive_items(connection, row.id)
             return done
@@ -160,6 +163,9 @@ class IngestionStore:
                 return None
             row = _row(found)
             values = _claimed(row, holder, now_ms, until_ms)
+            if row.state in ENDED:
+                # The next run of a schedule.
+                values |= self._next_run(row, now_ms) | {"attempts": 1, "start_ms": now_ms}
             connection.execute(sa.update(INGESTIONS).where(_C.id == row.id).values(values))
             if row.state in ENDED:
                 _revive_items(connection, row.id)
@@ -217,6 +223,15 @@ class IngestionStore:
                 .values(state=state.value, reason=reason, fence=_C.fence + 1, next_run_ms=None, grant_text="")
             )
         return ids
+
+    def _next_run(self, row: Row, now_ms: int) -> dict[str, Any]:
+        counts = dict.fromkeys(_COUNTS, 0)
+        fresh = {"run": row.run + 1, "listed": False, "next_run_ms": None, "start_ms": 0, "finish_ms": 0}
+        if not row.listed or now_ms - row.full_ms >= self._full_every_ms:
+            # A listing that broke off named its items in an earlier run: gone on with, they would be
+            # missing in this one. And what a source forgot to tell is noticed by a whole listing alone.
+            fresh |= {"cursor": None, "full_ms": now_ms}
+        return {**counts, **fresh, "attempts": 0, "reason": ""}
 
     def _one(self, *conditions: sa.ColumnElement[bool]) -> Row | None:
         with self.database.reading() as connection:
@@ -278,16 +293,7 @@ def _claimed(row: Row, holder: str, now_ms: int, until_ms: int) -> dict[str, Any
     }
     if row.state is not State.REMOVING:
         values |= {"state": State.RUNNING.value, "reason": ""}
-    if row.state in ENDED:
-        # The next run of a schedule.
-        values |= _next_run(row) | {"attempts": 1, "start_ms": now_ms}
     return values
-
-
-def _next_run(row: Row) -> dict[str, Any]:
-    counts = dict.fromkeys(_COUNTS, 0)
-    fresh = {"run": row.run + 1, "listed": False, "next_run_ms": None, "start_ms": 0, "finish_ms": 0}
-    return {**counts, **fresh, "attempts": 0, "reason": ""}
 
 
 def _change(connection: sa.Connection, row: Row, states: frozenset[State], values: Mapping[str, Any]) -> bool:
