@@ -135,12 +135,12 @@ protos: setup ## Generate the stubs beside their .proto files
 
 UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UV_ARGS)
-KMS_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit
+OTHER_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit --extra postgresql --extra gateway-valkey
 RUN_EXTRAS := --extra gateway --extra keyvault --extra vectorstore --extra ingest --extra client
 
 .PHONY: lock
 lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer releases)
-	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) $(KMS_EXTRAS) --extra dev -o requirements/dev.txt
+	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) $(OTHER_EXTRAS) --extra dev -o requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) -c requirements/dev.txt -o requirements/run.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/model.in --no-deps -o requirements/model.txt

@@ -15,8 +15,15 @@ def test_a_licence_that_nobody_allowed_is_refused() -> None:
         {"Name": "half", "License": "MIT AND AGPL-3.0"},
         {"Name": "silent", "License": "UNKNOWN"},
         {"Name": "hnswlib", "License": "UNKNOWN"},
+        {"Name": "psycopg", "License": "LGPL-3.0-only"},
+        {"Name": "psycopg2", "License": "LGPL-3.0-only"},
     ]
-    assert [line.split(":")[0] for line in licences.refusals(packages)] == ["viral", "half", "silent"]
+    assert [line.split(":")[0] for line in licences.refusals(packages)] == [
+        "viral",
+        "half",
+        "silent",
+        "psycopg2",
+    ]
 
 
 def test_an_audit_that_looked_nothing_up_is_not_a_clean_one() -> None:

