@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 import services  # noqa: F401  (sets what grpc reads when it is imported, before any test imports it)
+from tests.postgres import Postgres, running_postgres
 
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _GUARDED = frozenset(
@@ -59,3 +62,10 @@ def refuse_outside(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(refuse_outside)
 settings.register_profile("sealcomb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sealcomb")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A real PostgreSQL, one for all tests; `make_database` makes a database of a test's own."""
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server

@@ -14,11 +14,22 @@ from alembic import command
 from alembic.config import Config
 
 _BUSY_TIMEOUT_MS = 10_000
+# Any number that nothing else on the database locks.
+_MIGRATION_LOCK = 7_325_104_406
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine for a database URL, such as `sqlite:///data/keyvault.db`."""
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    """An engine for a database URL: `sqlite:///data/keyvault.db`, `postgresql://user@host/name`.
+
+    Raises ValueError where the driver is not installed.
+    """
+    if url.startswith("postgresql:"):
+        # One driver for all; what follows `?` is libpq's, such as sslmode=verify-full.
+        url = "postgresql+psycopg:" + url.removeprefix("postgresql:")
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    except ModuleNotFoundError:
+        raise ValueError("the database's driver is not installed: pip install sealcomb[postgresql]") from None
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
         # pysqlite's own transaction handling would begin too late for `BEGIN IMMEDIATE`.
@@ -41,6 +52,9 @@ def run_migrations(config: Config, metadata: sa.MetaData) -> None:
 
     engine: sa.Engine = config.attributes["engine"]
     with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # Processes that start together wait for one another; SQLite's writers do so anyway.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
         with context.begin_transaction():
             context.run_migrations()
