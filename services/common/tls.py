@@ -9,8 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
+
 TRUST_DOMAIN = "sealcomb.internal"
 SPIFFE_PREFIX = f"spiffe://{TRUST_DOMAIN}/"
+
+
+class CertificateUnreadable(ValueError):
+    """What should be a certificate is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +49,12 @@ class TlsMaterial:
 def host_of(service: str) -> str:
     """The DNS name in a service's certificate."""
     return f"{service}.{TRUST_DOMAIN}"
+
+
+def certificate_facts(pem: bytes) -> tuple[int, float]:
+    """A certificate's serial number and when it expires, seconds since the Unix epoch."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise CertificateUnreadable from error
+    return certificate.serial_number, certificate.not_valid_after_utc.timestamp()

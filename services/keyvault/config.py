@@ -27,6 +27,9 @@ class KeyvaultSettings(ServiceSettings):
     # What one account may ask of a KMS, so that it does not use up the quota of all.
     kms_calls_per_second: float = Field(default=50.0, gt=0)
 
+    # How many data keys one service may ask for in a second, over all accounts; four seconds' worth at once.
+    releases_per_second: float = Field(default=500.0, gt=0)
+
     # file: the installation's root key, 32 bytes or the same sealed under a passphrase.
     root_key_file: Path | None = None
     # file: the passphrase of a sealed root key.

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc
 from sealcomb.v1 import audit_service_pb2_grpc, key_service_pb2_grpc
 from services.common import methods
+from services.common.alarms import Alarms
 from services.common.clock import SystemClock
 from services.common.context import CallContext, ContextSigner, ContextVerifier
 from services.common.errors import FailedPrecondition, Unavailable
-from services.common.process import forbid_dumps, swap_is_on
+from services.common.process import check_randomness, forbid_dumps, lock_memory, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.server import InnerServer
@@ -38,6 +39,7 @@ from services.keyvault.kms.selection import open_kms
 from services.keyvault.permits import Permits
 from services.keyvault.public_servicers import AuditServicer, KeyServicer
 from services.keyvault.receipts import Receipts
+from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.release_servicer import KeyReleaseServicer
 from services.keyvault.releases import Releases
 from services.keyvault.statements import StatementSigner
@@ -66,6 +68,8 @@ async def serve(settings: KeyvaultSettings) -> None:
         completion = Completion()
         vault = Vault(store, kms, events, clock, completion)
         releases = Releases(store, kms, events, clock, completion)
+        alarms = Alarms(methods.KEYVAULT, clock)
+        gate = ReleaseGate(releases, clock, settings.releases_per_second, alarms)
         grants = ContextVerifier.of_grants(settings.context_trust_dir, clock)
         permits = Permits(store, signer, grants, clock)
         await vault.bind_installation()
@@ -78,7 +82,7 @@ async def serve(settings: KeyvaultSettings) -> None:
         guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
         keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
-            KeyReleaseServicer(vault, releases, permits, events, receipts), server.grpc_server
+            KeyReleaseServicer(vault, gate, releases, permits, events, receipts), server.grpc_server
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
             KeyServicer(vault, deletions, receipts), server.grpc_server
@@ -163,7 +167,13 @@ def main() -> None:
                 sys.exit("sealcomb-keyvault: settings missing or wrong: SEALCOMB_ROOT_KEY_FILE")
             create_root_key(settings.root_key_file, settings.root_passphrase_file)
             return
-        if swap_is_on():
+        check_randomness()
+        is_locked = lock_memory()
+        if not is_locked:
+            _log.warning(
+                "memory is not locked: allow this process to lock all of it (CAP_IPC_LOCK or memlock)"
+            )
+        if swap_is_on() and not is_locked:
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
         if settings.metrics_port:
             start_http_server(settings.metrics_port, addr="127.0.0.1")

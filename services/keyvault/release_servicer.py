@@ -15,6 +15,7 @@ from services.keyvault.asker import Asker
 from services.keyvault.events import HEARTBEAT_S, KeyChange, KeyEvent, KeyEvents
 from services.keyvault.permits import Permits
 from services.keyvault.receipts import Receipts
+from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
 from services.keyvault.vault import Vault
 
@@ -35,9 +36,16 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
     """Serves data keys, account acts, permits and key events to the services."""
 
     def __init__(
-        self, vault: Vault, releases: Releases, permits: Permits, events: KeyEvents, receipts: Receipts
+        self,
+        vault: Vault,
+        gate: ReleaseGate,
+        releases: Releases,
+        permits: Permits,
+        events: KeyEvents,
+        receipts: Receipts,
     ) -> None:
         self._vault = vault
+        self._gate = gate
         self._releases = releases
         self._permits = permits
         self._events = events
@@ -45,9 +53,7 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
 
     async def GetDataKey(self, request: pb.GetDataKeyRequest, context: _Context) -> pb.GetDataKeyResponse:
         """Releases a data key."""
-        key = await self._releases.release(
-            asker_of(context), request.resource, request.purpose, request.key_id
-        )
+        key = await self._gate.release(asker_of(context), request.resource, request.purpose, request.key_id)
         return pb.GetDataKeyResponse(key_id=key.id, secret=key.secret)
 
     async def DestroyResource(

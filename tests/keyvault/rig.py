@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.common import ids
+from services.common.alarms import Alarms
 from services.common.context import (
     GRANT_AUDIENCE,
     GRANT_LIFE_S_MAX,
@@ -34,6 +35,7 @@ from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.permits import Permits
 from services.keyvault.receipts import Receipts
 from services.keyvault.records import AccountKey, Wrapping
+from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
 from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
@@ -135,6 +137,8 @@ class Rig:
         self.releases = Releases(
             self.store, self.registry, self.events, self.clock, self.completion, self.random_bytes
         )
+        self.alarms = Alarms("keyvault", self.clock)
+        self.gate = ReleaseGate(self.releases, self.clock, 500.0, self.alarms)
         self.signing_key = Ed25519PrivateKey.generate()
         self.grants = ContextVerifier(
             GRANT_AUDIENCE, {"keyvault": self.signing_key.public_key()}, self.clock, GRANT_LIFE_S_MAX

@@ -1,8 +1,9 @@
 """The one server interceptor: peer, context, errors, log line and metrics of every inner call.
 
-Order: the method's rule (none: refused), the peer's SPIFFE id (not named: refused), the call
-context (missing, forged, for another audience or method: refused), then the handler. What a
-refusal was for is logged; the caller learns only that it was refused.
+Order: the method's rule (none: refused), the peer's SPIFFE id (not named: refused), its certificate
+(expired or refused since the handshake: refused), the call context (missing, forged, for another
+audience or method: refused), then the handler. What a refusal was for is logged; the caller learns
+only that it was refused.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import grpc.aio
 import structlog
 
 from services.common import telemetry
+from services.common.alarms import Alarms
+from services.common.clock import SystemClock
 from services.common.context import HEADER, Caller, ContextRefused, ContextVerifier, acting_as
 from services.common.errors import PermissionDenied, SealcombError, Unimplemented
 from services.common.rpc.authorization import Rule, check_context
+from services.common.rpc.peer_certificates import PeerCertificates
 from services.common.rpc.requests import checked, tolerant
 from services.common.rpc.status import DETAILS_KEY, grpc_code, internal_error, status_proto
 from services.common.tls import SPIFFE_PREFIX
@@ -28,7 +32,7 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class PeerRefused(PermissionDenied):
-    """The peer's certificate names nobody who may call this method."""
+    """The peer's certificate names nobody who may call this method, or is not good any more."""
 
     reason = "PEER_REFUSED"
 
@@ -44,6 +48,12 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         self._service = service
         self._rules = rules
         self._verifier = verifier
+        self._certificates: PeerCertificates | None = None
+        self._alarms = Alarms(service, SystemClock())
+
+    def watch_certificates(self, certificates: PeerCertificates) -> None:
+        """Refuses calls under certificates that are not good any more; the server says which those are."""
+        self._certificates = certificates
 
     async def intercept_service(
         self,
@@ -125,6 +135,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                                 response = await anext(responses)
                     except StopAsyncIteration:
                         break
+                    # A stream may last for longer than its peer's certificate.
+                    self._check_certificate(context)
                     yield response
             except SealcombError as error:
                 await self._refuse(path, context, error, request_id, started)
@@ -149,6 +161,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         peer = peer_service(context)
         if peer not in rule.peers:
             raise PeerRefused(f"peer {peer or 'unknown'}")
+        self._check_certificate(context)
         if not rule.needs_context:
             return None
         values = [value for key, value in context.invocation_metadata() or () if key == HEADER]
@@ -157,6 +170,14 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         verified = self._verifier.verify(values[0])
         check_context(rule, path, peer, verified)
         return Caller(verified, values[0])
+
+    def _check_certificate(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if self._certificates is None:
+            return
+        presented = context.auth_context().get("x509_pem_cert", ())
+        why = self._certificates.refusal(bytes(next(iter(presented), b"")))
+        if why:
+            raise PeerRefused(why)
 
     async def _refuse(
         self,
@@ -168,6 +189,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         telemetry.observe_call(self._service, path, error.kind.name, time.perf_counter() - started)
         if isinstance(error, PeerRefused | ContextRefused):
+            self._alarms.note(peer_service(context), error.reason)
             _log.warning(
                 "call refused",
                 service=self._service,

@@ -6,8 +6,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from services.common.clock import Clock, SystemClock
 from services.common.rpc.credentials import server_credentials
 from services.common.rpc.interceptor import GuardInterceptor
+from services.common.rpc.peer_certificates import REFUSED_FILE, PeerCertificates
 from services.common.tls import TlsFiles
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -34,7 +36,9 @@ class InnerServer:
         *,
         message_bytes_max: int = MESSAGE_BYTES_MAX,
         received_bytes_max: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        guard.watch_certificates(PeerCertificates(tls.folder / REFUSED_FILE, clock or SystemClock()))
         options = (
             *_OPTIONS,
             # What a peer sends is in memory before anything looks at it: it may have its own bound.
