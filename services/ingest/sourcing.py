@@ -136,9 +136,10 @@ class Sourcing:
         await self.ingestions.keys_gone(account, resource, for_good=for_good)
 
     async def close(self) -> None:
-        """Gives the leases back, wipes the tokens, and waits for refreshes that are on their way."""
+        """Gives the leases back, wipes the tokens, and waits for refreshes and disconnections."""
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
+        await self.connections.drain(_DRAIN_S)
         await self.credentials.drain(_DRAIN_S)
         await self.egress.close()

@@ -2,8 +2,9 @@
 
 A connection's tokens are opened when they are asked for and refreshed by one refresher at a time: a
 lease on the row, with a fence, among processes and jobs alike. A new refresh token is stored before
-the new access token is used, so a crash loses at most what lies between the provider's answer and the commit;
-a provider that detects reuse then ends the grant, and the connection says REFUSED.
+the new access token is used, and the key to seal it is at hand before the provider is asked, so a crash
+loses at most what lies between the provider's answer and one commit; a provider that detects reuse then
+ends the grant, and the connection says REFUSED. What comes for a connection that ended meanwhile is revoked.
 
 A temporary token lives in one holder in memory. It cannot be serialised, copied or printed, and is
 overwritten at the end as far as Python lets us.
@@ -12,8 +13,8 @@ overwritten at the end as far as Python lets us.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 
 from services.common.clock import Clock
 from services.common.datakeys import DataKeys
@@ -24,12 +25,14 @@ from services.ingest.connections.records import (
     PURPOSE,
     Client,
     ConnectionState,
+    Revoked,
     Secrets,
     Tokens,
     secrets_of,
     to_bytes,
 )
 from services.ingest.connections.store import ConnectionRow
+from services.ingest.connections.unbroken import Unbroken
 from services.ingest.sources.contract import CredentialRefused, OAuthProfile
 
 _EARLY_S = 60.0
@@ -94,6 +97,9 @@ class Refresher(Protocol):
     async def refresh(self, profile: OAuthProfile, client: Client, refresh_token: str) -> Tokens:
         """New tokens."""
 
+    async def revoke(self, profile: OAuthProfile, client: Client, tokens: Tokens) -> Revoked:
+        """Tells the provider that tokens are not wanted. Never raises for what a provider does."""
+
 
 class Vault:
     """Seals and opens what connections are made of, under the current caller's context."""
@@ -103,8 +109,13 @@ class Vault:
 
     async def seal(self, account: str, id_: str, kind: str, version: int, raw: bytes) -> bytes:
         """The bytes, sealed under the connection's own key."""
+        return (await self.sealer(account, id_, kind, version))(raw)
+
+    async def sealer(self, account: str, id_: str, kind: str, version: int) -> Callable[[bytes], bytes]:
+        """What seals later, without asking anybody any more."""
         key = await self._keys.current(id_, PURPOSE)
-        return seal(key, Identity(account, id_, kind, version=version), raw)
+        identity = Identity(account, id_, kind, version=version)
+        return lambda raw: seal(key, identity, raw)
 
     async def open(self, account: str, id_: str, kind: str, version: int, sealed: bytes) -> bytes:
         """The bytes again. Raises OpenFailed, and NotFound once the key is destroyed."""
@@ -131,7 +142,7 @@ class Credentials:
         self._vault = vault
         self._refresher = refresher
         self._clock = clock
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._refreshes = Unbroken()
 
     def of(
         self, account: str, id_: str, profile: OAuthProfile | None, client: Client | None
@@ -161,14 +172,13 @@ class Credentials:
                     raise CredentialRefused("the source no longer accepts the grant; connect again")
                 return secrets.tokens.access
             # A refresh that was begun must be finished, whoever stops waiting for it.
-            await asyncio.shield(self._spawn(self._refresh(row, secrets, profile, client)))
+            await self._refresh_unbroken(row, secrets, profile, client)
             if self._clock.monotonic_s() >= end_s:
                 raise Unavailable("the credential is being refreshed; try again", retry_after_s=5.0)
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for refreshes that are on their way."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
+        await self._refreshes.drain(timeout_s)
 
     async def _row(self, account: str, id_: str) -> ConnectionRow:
         row = await asyncio.to_thread(self._store.get, account, id_)
@@ -182,10 +192,17 @@ class Credentials:
         early_s = min(_EARLY_S, tokens.life_s / 10)
         return bool(tokens.expire_s) and tokens.expire_s - early_s <= self._clock.now_s()
 
+    async def _refresh_unbroken(
+        self, row: ConnectionRow, secrets: Secrets, profile: OAuthProfile, client: Client
+    ) -> None:
+        # Each under its own caller's permit: one that ends with its job is not another job's refusal.
+        await self._refreshes.run(object(), lambda: self._refresh(row, secrets, profile, client))
+
     async def _refresh(
         self, row: ConnectionRow, secrets: Secrets, profile: OAuthProfile, client: Client
     ) -> None:
         """Refreshes, or waits a moment for whoever does."""
+        sealed = await self._vault.sealer(row.account, row.id, "credential", row.version + 1)
         now_ms = int(self._clock.now_s() * 1000)
         until_ms = now_ms + int(_LEASE_S * 1000)
         fence = await asyncio.to_thread(self._store.lease_refresh, row, now_ms, until_ms)
@@ -205,20 +222,15 @@ class Credentials:
             await asyncio.to_thread(self._store.release_refresh, row, fence)
             raise
         raw = to_bytes(Secrets(tokens, secrets.client, secrets.secret))
-        sealed = await self._vault.seal(row.account, row.id, "credential", row.version + 1, raw)
-        # False: the lease was lost or the connection is gone; whoever asks looks again.
-        await asyncio.to_thread(self._store.store_credential, row, fence, sealed)
+        stored = await asyncio.to_thread(self._store.store_credential, row, fence, sealed(raw))
+        if not stored and await self._has_ended(row):
+            # Whoever disconnected could tell the provider of the older tokens alone.
+            await self._refresher.revoke(profile, client, tokens)
+        # Otherwise the lease was lost; whoever asks looks again.
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # marks it as seen where the caller has left
+    async def _has_ended(self, row: ConnectionRow) -> bool:
+        found = await asyncio.to_thread(self._store.get, row.account, row.id)
+        return found is None or found.state is ConnectionState.DISCONNECTING
 
 
 class ConnectionCredential:

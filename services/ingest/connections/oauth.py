@@ -26,6 +26,9 @@ from services.ingest.sources.contract import CredentialRefused, OAuthProfile
 _ANSWER_BYTES_MAX = 256 * 1024
 _TIMEOUT_S = 15.0
 _TOKEN = re.compile(r"[\x21-\x7e]{1,8192}")
+# RFC 6749, 3.3. People are shown what was granted.
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,512}")
+_SCOPES_MAX = 200
 _EXPIRE_S_MAX = 10 * 365 * 86_400
 _POLL_S_DEFAULT = 5
 _POLL_S_MAX = 60
@@ -135,7 +138,7 @@ class OAuth:
         return DeviceGrant(
             device_code=_token(fields.get("device_code")),
             user_code=_token(fields.get("user_code")),
-            verification_uri=_token(fields.get("verification_uri") or fields.get("verification_url")),
+            verification_uri=_address(fields.get("verification_uri") or fields.get("verification_url")),
             expire_s=_number(fields.get("expires_in"), 600),
             poll_s=max(1, min(poll_s, _POLL_S_MAX)),
         )
@@ -185,7 +188,7 @@ class OAuth:
         answer = await self._post(profile, client, url, form)
         fields = _json(answer)
         # Some providers answer errors with 200.
-        code = fields.get("error")
+        code = str(fields.get("error") or "")
         if code in _PENDING:
             wait_s = _number(fields.get("interval"), _POLL_S_DEFAULT)
             raise GrantPending("the user has not granted it yet; ask again later", retry_after_s=wait_s)
@@ -250,7 +253,7 @@ class OAuth:
             refresh=_token(renewed) if renewed else refresh_token,
             expire_s=self._clock.now_s() + life_s if life_s else 0.0,
             life_s=float(life_s),
-            scopes=tuple(re.split(r"[ ,]+", scopes.strip())) if isinstance(scopes, str) and scopes else (),
+            scopes=_scopes(scopes),
         )
 
 
@@ -263,7 +266,8 @@ def _basic(client: Client) -> str:
 def _json(answer: Answer) -> dict[str, Any]:
     try:
         fields = json.loads(answer.content) if answer.content else {}
-    except ValueError:
+    # A RecursionError is how Python's parser ends a bomb of brackets.
+    except (ValueError, RecursionError):
         fields = {}
     return fields if isinstance(fields, dict) else {}
 
@@ -272,6 +276,22 @@ def _token(value: object) -> str:
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise ProviderRefused("the provider answered what OAuth does not allow")
     return value
+
+
+def _scopes(value: object) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        return ()
+    scopes = tuple(filter(None, re.split(r"[ ,]+", value)))
+    if len(scopes) > _SCOPES_MAX or not all(_SCOPE.fullmatch(scope) for scope in scopes):
+        raise ProviderRefused("the provider answered what OAuth does not allow")
+    return scopes
+
+
+def _address(value: object) -> str:
+    address = _token(value)
+    if not address.startswith("https://"):
+        raise ProviderRefused("the provider answered what OAuth does not allow")
+    return address
 
 
 def _number(value: object, default: int) -> int:

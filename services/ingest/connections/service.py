@@ -43,6 +43,7 @@ from services.ingest.connections.records import (
 )
 from services.ingest.connections.redirects import Redirects
 from services.ingest.connections.store import ConnectionRow, ConnectionStore, FlowRow, hash_of
+from services.ingest.connections.unbroken import Unbroken
 from services.ingest.sources.contract import CredentialRefused, OAuthProfile
 
 FLOW_LIFE_S = 600.0
@@ -136,6 +137,7 @@ class Connections:
         self._jobs = jobs
         self._clock = clock
         self._new_secret = new_secret
+        self._endings = Unbroken()
 
     async def begin(self, wish: Wish) -> Begun:
         """Begins a connection. Raises InvalidArgument, ResourceExhausted, ProviderRefused."""
@@ -198,14 +200,25 @@ class Connections:
         return await self._shown(await self._row(connection_id))
 
     async def disconnect(self, connection_id: str, *, delete_documents: bool) -> Disconnected:
-        """Ends a connection for good; it may be repeated. Raises NotFound."""
+        """Ends a connection for good, even if the caller leaves; it may be repeated. Raises NotFound."""
         row = await self._row(connection_id)
-        account = row.account
+        return await self._endings.run(
+            (row.account, row.id, delete_documents),
+            lambda: self._disconnect(row.account, row.id, delete_documents=delete_documents),
+        )
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits for disconnections that are on their way."""
+        await self._endings.drain(timeout_s)
+
+    async def _disconnect(self, account: str, id_: str, *, delete_documents: bool) -> Disconnected:
+        await asyncio.to_thread(self._store.begin_disconnecting, account, id_)
+        # Only now: a refresh could have replaced the credential until here.
+        row = await self._row(id_)
         opened: tuple[Description, Secrets] | None = None
         # A key that an interrupted call destroyed opens nothing any more.
         with contextlib.suppress(NotFound, OpenFailed):
             opened = ((await self._shown(row)).description, await self._vault.secrets(row))
-        await asyncio.to_thread(self._store.begin_disconnecting, account, row.id)
         cancelled, deleting = await self._jobs.disconnect(row.id, delete_documents=delete_documents)
         await self._keys.destroy_resource(row.id)
         revoked = Revoked.FAILED if opened is None else await self._revoke(*opened)

@@ -19,6 +19,7 @@ from services.ingest.connections.records import (
     Client,
     ConnectionState,
     Description,
+    Revoked,
     Secrets,
     Tokens,
     to_bytes,
@@ -53,6 +54,7 @@ class Provider:
         self.revoked = False
         self.before_answer: Any = None
         self.error: Exception | None = None
+        self.given_back: list[str] = []
 
     async def refresh(self, profile: OAuthProfile, client: Client, refresh_token: str) -> Tokens:
         """The next tokens, for the current refresh token alone."""
@@ -67,6 +69,11 @@ class Provider:
         if self.before_answer is not None:
             await self.before_answer()
         return Tokens(f"a{self.count}", self.current, 1.0, 1.0)
+
+    async def revoke(self, profile: OAuthProfile, client: Client, tokens: Tokens) -> Revoked:
+        """Takes them back."""
+        self.given_back.append(tokens.refresh)
+        return Revoked.REVOKED
 
 
 class World:
@@ -231,3 +238,47 @@ async def test_a_credential_of_another_version_or_connection_does_not_open(world
     ):
         with pytest.raises(Exception, match="does not open"):
             await world.vault.secrets(changed)
+
+
+async def test_nobody_is_asked_between_the_answer_and_the_commit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E10: the key to seal with is at hand before the provider is asked, so keyvault's end loses nothing."""
+    world.vault = Vault(DataKeys(Keys(), world.clock))
+
+    async def unreachable(*_arguments: object) -> DataKey:
+        raise Unavailable("keyvault is down")
+
+    async def cut() -> None:
+        monkeypatch.setattr(Keys, "get_data_key", unreachable)
+
+    world.provider.before_answer = cut
+    assert await world.token(world.process()) == "a1"
+    assert world.row().version == 2
+
+
+async def test_tokens_that_come_for_a_connection_that_ended_are_given_back(world: World) -> None:
+    """E10: a refresh that crosses a disconnection leaves no live token at the provider."""
+
+    async def disconnect() -> None:
+        world.connections.begin_disconnecting(ACCOUNT, ID)
+
+    world.provider.before_answer = disconnect
+    with pytest.raises(CredentialRefused) as caught:
+        await world.token(world.process())
+    assert caught.value.reason == "DISCONNECTED"
+    assert world.provider.given_back == ["r1"]
+
+
+async def test_tokens_of_a_lease_that_was_lost_are_not_given_back(world: World) -> None:
+    """The twin: whoever was faster lives on the same grant."""
+
+    async def lose() -> None:
+        world.provider.before_answer = None
+        sql = "update connections set refresh_fence = refresh_fence + 1, refresh_until_ms = 0"
+        with world.store.database.begin() as connection:
+            connection.exec_driver_sql(sql)
+
+    world.provider.before_answer = lose
+    await asyncio.gather(world.token(world.process()), return_exceptions=True)
+    assert world.provider.given_back == []

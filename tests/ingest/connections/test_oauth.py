@@ -142,6 +142,11 @@ async def test_a_refresh_without_a_new_refresh_token_keeps_the_old() -> None:
         (answer({"access_token": "a\r\nx-evil: 1"}), ProviderRefused),
         (answer({"access_token": "x" * 9000}), ProviderRefused),
         (answer({"access_token": "a", "refresh_token": ["b"]}), ProviderRefused),
+        (answer(b"[" * 200_000), ProviderRefused),
+        (answer({"error": ["evil"]}, 400), ProviderRefused),
+        (answer({"error": {"evil": {}}}), ProviderRefused),
+        (answer({"access_token": "a", "scope": "read \x1b[31mevil"}), ProviderRefused),
+        (answer({"access_token": "a", "scope": "evil " * 10_000}), ProviderRefused),
         (EgressRefused("no"), ProviderRefused),
         (EgressUnavailable("down"), EgressUnavailable),
     ],
@@ -149,11 +154,23 @@ async def test_a_refresh_without_a_new_refresh_token_keeps_the_old() -> None:
 async def test_what_a_provider_answers_is_checked_and_never_repeated(
     given: Answer | SealcombError, raised: type[SealcombError]
 ) -> None:
+    """E13: a provider that was taken over gets nothing but a typed refusal."""
     client, _ = oauth(given)
     with pytest.raises(raised) as caught:
         await client.refresh(profile(), CLIENT, "old")
     for text in ("evil", "html", "old", "s&cret", "invalid_client"):
         assert text not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://as.example/device", "javascript:alert(1)", "file:///etc/passwd", 5]
+)
+async def test_no_user_is_sent_to_an_address_that_is_not_https(address: Any) -> None:
+    """E13: what a device shows is opened by people."""
+    fields = {"device_code": "d", "user_code": "u", "verification_uri": address}
+    client, _ = oauth(answer(fields))
+    with pytest.raises(ProviderRefused):
+        await client.begin_device(profile(device_url="https://as.example/device"), CLIENT)
 
 
 @pytest.mark.parametrize("life", [-1, 0, True, "x", 1e30, float("nan"), None, [], 10**20])

@@ -3,122 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import grpc
-import grpc.aio
 import pytest
 
 from sealcomb.v1 import ingestion_service_pb2 as ingestion
 from sealcomb.v1 import source_service_pb2 as pb
 from tests.attacks.canary import files_below
-from tests.certificates import TestCa
 from tests.ingest.jobs.rig import call, create, ended, sql, texts
-from tests.ingest.oauth.providers import GuardedSourceType, OtherSourceType, Provider, User, provider
-from tests.ingest.rig import OTHER_ACCOUNT, Rig, details, eventually, running
-
-REDIRECT = "http://127.0.0.1:53682/callback/guarded"
-OTHER_REDIRECT = "http://127.0.0.1:53682/callback/other"
-
-
-@dataclass
-class World:
-    """Two providers of one CA, and a user of both."""
-
-    ca: TestCa
-    ca_file: Path
-    one: Provider
-    two: Provider
-    user: User
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Both servers, once for the module."""
-    folder = tmp_path_factory.mktemp("providers")
-    ca = TestCa.make()
-    with (
-        provider(folder / "one", ca, ("guarded", "other")) as one,
-        # Its access tokens are old as soon as they are given, so that each use refreshes.
-        provider(folder / "two", ca, ("guarded", "other"), access_token_s=1) as two,
-    ):
-        user = User(ca, folder)
-        yield World(ca, folder / "user-ca.pem", one, two, user)
-
-
-def clients_file(folder: Path, **providers: Provider) -> Path:
-    """The operator's clients."""
-    path = folder / "clients.json"
-    path.write_text(
-        json.dumps(
-            {
-                kind: {"client_id": found.client_id, "client_secret": found.client_secret}
-                for kind, found in providers.items()
-            }
-        )
-    )
-    return path
-
-
-@pytest.fixture
-async def rig(tmp_path: Path, world: World) -> AsyncIterator[Rig]:
-    """A running ingest with a source at each provider."""
-    types = [GuardedSourceType(world.one), OtherSourceType(world.two)]
-    async with running(
-        tmp_path,
-        source_types=types,
-        ingestion_lease_s=2,
-        ingestion_runs=4,
-        extract_workers=1,
-        oauth_clients_file=clients_file(tmp_path, guarded=world.one, other=world.two),
-        egress_allow=f"{world.one.netloc},{world.two.netloc}",
-        egress_ca_file=world.ca_file,
-    ) as made:
-        made.collection()
-        yield made
-
-
-def types_of(rig: Rig) -> tuple[GuardedSourceType, OtherSourceType]:
-    """The sources of the rig."""
-    return rig.source_types
-
-
-async def begin(rig: Rig, kind: str = "guarded", **fields: Any) -> pb.BeginConnectionResponse:
-    """Begins a connection."""
-    redirect = REDIRECT if kind == "guarded" else OTHER_REDIRECT
-    request = pb.BeginConnectionRequest(**{"kind": kind, "redirect_uri": redirect, **fields})
-    response: pb.BeginConnectionResponse = await call(rig, "BeginConnection", request)
-    return response
-
-
-async def complete(rig: Rig, brought: dict[str, str], **changes: str) -> pb.Connection:
-    """Completes a connection with what a redirect brought."""
-    account = changes.pop("account", None)
-    fields = {name: brought.get(name, "") for name in ("state", "code", "iss", "error")}
-    request = pb.CompleteConnectionRequest(**{**fields, **changes})
-    extra = (account,) if account else ()
-    connection: pb.Connection = (await call(rig, "CompleteConnection", request, *extra)).connection
-    return connection
-
-
-async def connect(rig: Rig, world: World, kind: str = "guarded") -> pb.Connection:
-    """The whole dance."""
-    begun = await begin(rig, kind)
-    redirect = REDIRECT if kind == "guarded" else OTHER_REDIRECT
-    return await complete(rig, await world.user.grant(begun.authorization_url, redirect))
-
-
-async def refused(awaitable: Any) -> tuple[str, list[str]]:
-    """The reason and fields of a refusal."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await awaitable
-    return details(caught.value)
+from tests.ingest.oauth.dance import REDIRECT, World, begin, complete, connect, refused, types_of
+from tests.ingest.rig import OTHER_ACCOUNT, Rig
 
 
 async def test_a_granted_connection_brings_documents_in(rig: Rig, world: World) -> None:
@@ -298,52 +193,6 @@ async def test_the_provider_notices_a_refresh_token_that_is_used_twice(rig: Rig,
     assert [one.state for one in shown] == [pb.CONNECTION_STATE_REFUSED]
     request = ingestion.CreateIngestionRequest(collection="notes", connection_id=connection.id)
     assert (await refused(call(rig, "CreateIngestion", request)))[0] == "CONNECTION_REFUSED"
-
-
-async def test_after_disconnect_nothing_reaches_the_source(rig: Rig, world: World) -> None:
-    """E10, B16: the key is gone, the provider is told, the job stops; by the source's own log."""
-    stuck = asyncio.Event()
-    reached = asyncio.Event()
-
-    async def wait(_item: object) -> None:
-        reached.set()
-        await stuck.wait()
-
-    guarded = types_of(rig)[0]
-    guarded.pace = wait
-    connection = await connect(rig, world)
-    begun = await create(rig, connection_id=connection.id)
-    async with asyncio.timeout(10):
-        await reached.wait()
-    calls = world.one.count("api")
-    done = await call(rig, "Disconnect", pb.DisconnectRequest(connection_id=connection.id))
-    assert (done.revocation, done.cancelled_ingestions) == (pb.REVOCATION_REVOKED, 1)
-    assert connection.id in rig.keyvault.destroyed
-    stuck.set()
-    found = await ended(rig, begun.id)
-    assert (found.state, found.reason) == (ingestion.INGESTION_STATE_CANCELLED, "DISCONNECTED")
-    await asyncio.sleep(0.5)
-    assert world.one.count("api") == calls
-    assert world.one.count("request", path="/token/revocation") >= 2
-    assert not (await call(rig, "ListConnections", pb.ListConnectionsRequest())).connections
-    again = call(rig, "Disconnect", pb.DisconnectRequest(connection_id=connection.id))
-    assert (await refused(again))[0] == "CONNECTION_NOT_FOUND"
-    assert sql(rig, "select count(*) from connections")[0][0] == 0
-
-
-@pytest.mark.parametrize("delete", [False, True])
-async def test_what_was_ingested_stays_or_goes_as_asked(rig: Rig, world: World, delete: bool) -> None:
-    connection = await connect(rig, world)
-    await ended(rig, (await create(rig, connection_id=connection.id)).id)
-    assert len(texts(rig)) == 2
-    request = pb.DisconnectRequest(connection_id=connection.id, delete_documents=delete)
-    done = await call(rig, "Disconnect", request)
-    assert done.deleting_documents == (2 if delete else 0)
-    if delete:
-        await eventually(lambda: not texts(rig) and not rig.objects)
-    else:
-        await asyncio.sleep(0.3)
-        assert len(texts(rig)) == 2
 
 
 async def test_a_provider_that_no_longer_refreshes_ends_the_job(rig: Rig, world: World) -> None:

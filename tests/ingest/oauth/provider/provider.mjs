@@ -60,6 +60,14 @@ server.on('request', (request, response) => {
     return;
   }
   say({ event: 'request', method: request.method, path: request.url.split('?')[0] });
+  if (request.url.startsWith('/silent/')) return;
+  if (request.url.startsWith('/slow/')) {
+    setTimeout(() => {
+      request.url = request.url.replace('/slow/', '/token/');
+      server.emit('request', request, response);
+    }, 1000);
+    return;
+  }
   callback(request, response);
 });
 say({ event: 'listening', issuer });
