@@ -27,12 +27,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 
 from services.common.clock import Clock
 from services.common.errors import Unauthenticated
+from services.common.secretfiles import read_secret_file
 
 HEADER = "sealcomb-context"
 GATEWAY = "gateway"
 KEYVAULT = "keyvault"
 _PREFIX = b"sealcomb call context v1\0"
 _TEXT_BYTES_MAX = 8192
+_KEY_FILE_BYTES_MAX = 4096
 _SKEW_S = 5.0
 # Longer lives are refused whoever signed them: a context lives for seconds, a permit for a job.
 _CONTEXT_LIFE_S_MAX = 300.0
@@ -83,7 +85,7 @@ class ContextSigner:
     @classmethod
     def from_file(cls, path: Path) -> ContextSigner:
         """The signer whose PEM private key is in a file."""
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = load_pem_private_key(read_secret_file(path, _KEY_FILE_BYTES_MAX), None)
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError(f"{path.name} is not an Ed25519 private key")
         return cls(key)

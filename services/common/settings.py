@@ -30,7 +30,8 @@ class ServiceSettings(BaseSettings):
     # SQLAlchemy URL of the service's own database.
     database_url: str
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    # Port of the Prometheus endpoint on loopback; 0: none.
+    # Where metrics and probes are answered, in clear and to anyone (services.common.ops); port 0: nowhere.
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
 
     @property

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from cryptography import x509
 
+from services.common.secretfiles import read_secret_file
+
+_KEY_BYTES_MAX = 64 * 1024
 TRUST_DOMAIN = "sealcomb.internal"
 SPIFFE_PREFIX = f"spiffe://{TRUST_DOMAIN}/"
 
@@ -27,13 +30,10 @@ class TlsFiles:
 
     def read(self) -> TlsMaterial:
         """The files' present content. Raises ValueError for a key that others may read."""
-        key_path = self.folder / "key.pem"
-        if key_path.stat().st_mode & 0o077:
-            raise ValueError("key.pem is open to others; chmod 600 it")
         return TlsMaterial(
             (self.folder / "ca.pem").read_bytes(),
             (self.folder / "cert.pem").read_bytes(),
-            key_path.read_bytes(),
+            read_secret_file(self.folder / "key.pem", _KEY_BYTES_MAX),
         )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 import uvloop
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from sealcomb.v1 import account_service_pb2_grpc, token_service_pb2_grpc
@@ -19,6 +18,7 @@ from services.common.clock import SystemClock
 from services.common.context import ContextSigner, ContextVerifier
 from services.common.datakeys import DataKeys
 from services.common.methods import GATEWAY, INGEST, KEYVAULT, REFLECTION_METHODS, VECTORSTORE
+from services.common.ops import serving_ops
 from services.common.process import forbid_dumps
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.channel import open_channel
@@ -156,10 +156,9 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     try:
         await envoy.prepare()
         envoy.start()
-        if settings.metrics_port:
-            start_http_server(settings.metrics_port, "127.0.0.1")
-        _log.info("gateway started", port=server.port)
-        await stop.wait()
+        with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
+            _log.info("gateway started", port=server.port)
+            await stop.wait()
     finally:
         await envoy.stop()
         await policy.stop()

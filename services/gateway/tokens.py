@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common import ids
+from services.common.secretfiles import read_secret_file
 
 PATTERN = r"sealcomb_(?:acc|op)_[0-9a-hjkmnp-tv-z]{26}_[0-9A-Za-z]{36}"
 PEPPER_BYTES = 32
@@ -85,9 +86,7 @@ class Pepper:
     @classmethod
     def from_file(cls, path: Path) -> Pepper:
         """The pepper in a file that nobody else may read."""
-        if path.stat().st_mode & 0o077:
-            raise ValueError(f"{path.name} is open to others; chmod 600 it")
-        return cls(path.read_bytes())
+        return cls(read_secret_file(path, PEPPER_BYTES + 1))
 
     def digest(self, token: bytes) -> bytes:
         """What is stored of a token."""

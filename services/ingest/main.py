@@ -16,7 +16,6 @@ from typing import Any
 
 import structlog
 import uvloop
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from sealcomb.v1 import (
@@ -31,6 +30,7 @@ from services.common.context import ContextVerifier
 from services.common.datakeys import DataKeys
 from services.common.errors import SealcombError
 from services.common.objects import open_store
+from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.channel import connected, open_channel
@@ -141,16 +141,17 @@ async def serve(
         watch = asyncio.create_task(keyvault.watch(KeyEvents(keys, originals, search, sourcing)))
         sourcing.start()
         await server.start()
-        await connected(keyvault_channel, vectorstore_channel, unless=stopping)
-        await server.set_ready(True)
-        _log.info("serving", port=server.port)
-        ready(server.port)
+        with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
+            await connected(keyvault_channel, vectorstore_channel, unless=stopping)
+            await server.set_ready(True)
+            _log.info("serving", port=server.port)
+            ready(server.port)
 
-        await stopping.wait()
-        _log.info("stopping")
-        await server.stop()
-        await sourcing.close()
-        await uploads.drain(_DRAIN_S)
+            await stopping.wait()
+            _log.info("stopping")
+            await server.stop()
+            await sourcing.close()
+            await uploads.drain(_DRAIN_S)
         watch.cancel()
     finally:
         await extractor.close()
@@ -208,8 +209,6 @@ def main() -> None:
         configure_logging(methods.INGEST, settings.log_level)
         if swap_is_on():
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
-        if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings))
     except ValidationError as error:

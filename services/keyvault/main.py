@@ -10,7 +10,6 @@ import sys
 
 import structlog
 import uvloop
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc
@@ -20,6 +19,7 @@ from services.common.alarms import Alarms
 from services.common.clock import SystemClock
 from services.common.context import CallContext, ContextSigner, ContextVerifier
 from services.common.errors import FailedPrecondition, Unavailable
+from services.common.ops import serving_ops
 from services.common.process import check_randomness, forbid_dumps, lock_memory, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.interceptor import GuardInterceptor
@@ -91,16 +91,17 @@ async def serve(settings: KeyvaultSettings) -> None:
             AuditServicer(chain, checkpoints), server.grpc_server
         )
         await server.start()
-        if await _kms_ready(vault, releases, kms, chain, stopping):
-            await server.set_ready(True)
-            _log.info("serving", port=server.port, provider=kms.provider)
-            deleting = asyncio.create_task(deletions.run())
-            await stopping.wait()
-            deleting.cancel()
-        _log.info("stopping")
-        # Watches would otherwise hold the server until its grace ends.
-        events.close()
-        await server.stop()
+        with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
+            if await _kms_ready(vault, releases, kms, chain, stopping):
+                await server.set_ready(True)
+                _log.info("serving", port=server.port, provider=kms.provider)
+                deleting = asyncio.create_task(deletions.run())
+                await stopping.wait()
+                deleting.cancel()
+            _log.info("stopping")
+            # Watches would otherwise hold the server until its grace ends.
+            events.close()
+            await server.stop()
         await completion.drain()
     finally:
         store.close()
@@ -175,8 +176,6 @@ def main() -> None:
             )
         if swap_is_on() and not is_locked:
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
-        if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except ValidationError as error:

@@ -19,8 +19,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from services.common.secretfiles import read_secret_file
+
 RECEIPT = "deletion receipt"
 CHECKPOINT = "audit checkpoint"
+_KEY_FILE_BYTES_MAX = 4096
 _PREFIX = b"sealcomb statement v1\0"
 
 
@@ -36,7 +39,7 @@ class StatementSigner:
     @classmethod
     def from_file(cls, path: Path) -> StatementSigner:
         """The signer whose PEM private key is in a file."""
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = load_pem_private_key(read_secret_file(path, _KEY_FILE_BYTES_MAX), None)
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError(f"{path.name} is not an Ed25519 private key")
         return cls(key)

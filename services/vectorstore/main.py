@@ -9,7 +9,6 @@ import sys
 
 import structlog
 import uvloop
-from prometheus_client import start_http_server
 from pydantic import ValidationError
 
 from sealcomb.internal.v1 import passage_service_pb2_grpc
@@ -18,6 +17,7 @@ from services.common import methods
 from services.common.clock import SystemClock
 from services.common.context import ContextVerifier
 from services.common.objects import open_store
+from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.channel import connected, open_channel
@@ -50,13 +50,14 @@ async def serve(settings: VectorstoreSettings) -> None:
     register(server, node, embedder)
     try:
         await server.start()
-        await connected(channel, unless=stopping)
-        await server.set_ready(True)
-        _log.info("serving", port=server.port)
+        with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
+            await connected(channel, unless=stopping)
+            await server.set_ready(True)
+            _log.info("serving", port=server.port)
 
-        await stopping.wait()
-        _log.info("stopping")
-        await server.stop()
+            await stopping.wait()
+            _log.info("stopping")
+            await server.stop()
     finally:
         watch.cancel()
         await node.close()
@@ -131,8 +132,6 @@ def main() -> None:
         configure_logging(methods.VECTORSTORE, settings.log_level)
         if swap_is_on():
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
-        if settings.metrics_port:
-            start_http_server(settings.metrics_port, addr="127.0.0.1")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except ValidationError as error:

@@ -234,6 +234,10 @@ def test_keys_come_from_files_of_the_right_kind(tmp_path: Path) -> None:
         (tmp_path / f"{name}.pub.pem").write_bytes(public)
     private = tmp_path / "gateway.key.pem"
     private.write_bytes(_GATEWAY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    private.chmod(0o644)
+    with pytest.raises(ValueError, match="open to others"):
+        ContextSigner.from_file(private)
+    private.chmod(0o600)
     verifier = ContextVerifier.from_folder("keyvault", tmp_path, _Clock())
     assert verifier.verify(ContextSigner.from_file(private).sign(_CONTEXT)) == _CONTEXT
 

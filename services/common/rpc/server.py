@@ -49,6 +49,7 @@ class InnerServer:
             interceptors=[guard], options=options, maximum_concurrent_rpcs=1000
         )
         self._health = health.aio.HealthServicer()
+        self.is_ready = False
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
         self.port = self.grpc_server.add_secure_port(listen, server_credentials(tls))
 
@@ -62,9 +63,11 @@ class InnerServer:
         state = (
             health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         )
+        self.is_ready = ready
         await self._health.set("", state)
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Refuses new calls and waits for running ones."""
+        self.is_ready = False
         await self._health.enter_graceful_shutdown()
         await self.grpc_server.stop(grace_s)

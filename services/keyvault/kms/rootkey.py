@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from services.common import ids
 from services.common.sealing import DataKey, Identity, OpenFailed, key_id_of, open_sealed, seal
+from services.common.secretfiles import SecretFileOpen, read_secret_file
 
 KEY_BYTES = 32
 _MAGIC = b"SCRK"
@@ -129,13 +130,10 @@ def _passphrase(path: Path) -> bytes:
 
 def _read_private(path: Path, what: str) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return read_secret_file(path, _FILE_BYTES_MAX)
     except FileNotFoundError:
         raise RootKeyRefused(f"{what} does not exist; restore it, or make one with --init-root-key") from None
     except OSError as error:
         raise RootKeyRefused(f"{what} cannot be read: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        # Asked of the open file, so that what is checked is what is read.
-        if os.fstat(file.fileno()).st_mode & 0o077:
-            raise RootKeyRefused(f"{what} is open to others; chmod 600 it")
-        return file.read(_FILE_BYTES_MAX)
+    except SecretFileOpen as error:
+        raise RootKeyRefused(f"{what}: {error}") from None
