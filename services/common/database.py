@@ -1,4 +1,4 @@
-"""SQL engines for the services' stores: SQLite by default, any SQLAlchemy URL by configuration.
+"""SQL engines for the services' stores: SQLite by default, PostgreSQL by configuration.
 
 Acknowledged means durable: SQLite runs with WAL and synchronous=FULL. secure_delete overwrites
 deleted rows. Schemas change only by Alembic migrations, which every service runs at its start.
@@ -18,16 +18,21 @@ _BUSY_TIMEOUT_MS = 10_000
 _MIGRATION_LOCK = 7_325_104_406
 
 
-def open_engine(url: str) -> sa.Engine:
+def open_engine(url: str, *, statement_s: float | None = None) -> sa.Engine:
     """An engine for a database URL: `sqlite:///data/keyvault.db`, `postgresql://user@host/name`.
 
+    `statement_s` bounds each statement, and each wait for a lock, where the database is a server.
     Raises ValueError where the driver is not installed.
     """
     if url.startswith("postgresql:"):
         # One driver for all; what follows `?` is libpq's, such as sslmode=verify-full.
         url = "postgresql+psycopg:" + url.removeprefix("postgresql:")
+    if url.startswith("sqlite"):
+        options: dict[str, Any] = {}
+    else:
+        options = {"pool_pre_ping": True, "pool_timeout": 5, "connect_args": _server_options(statement_s)}
     try:
-        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        engine = sa.create_engine(url, **options)
     except ModuleNotFoundError:
         raise ValueError("the database's driver is not installed: pip install sealcomb[postgresql]") from None
     if engine.dialect.name == "sqlite":
@@ -35,6 +40,15 @@ def open_engine(url: str) -> sa.Engine:
         # pysqlite's own transaction handling would begin too late for `BEGIN IMMEDIATE`.
         sa.event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def _server_options(statement_s: float | None) -> dict[str, Any]:
+    # A server that went away without a word is given up after about ten seconds.
+    options = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+    if statement_s is None:
+        return options
+    timeout_ms = int(statement_s * 1000)
+    return options | {"options": f"-c statement_timeout={timeout_ms} -c lock_timeout={timeout_ms}"}
 
 
 def migrate(engine: sa.Engine, package: str) -> None:
@@ -54,6 +68,7 @@ def run_migrations(config: Config, metadata: sa.MetaData) -> None:
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             # Processes that start together wait for one another; SQLite's writers do so anyway.
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
         with context.begin_transaction():

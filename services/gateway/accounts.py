@@ -27,8 +27,9 @@ from services.gateway.contexts import ContextMint
 from services.gateway.fields import check_idempotency_key, check_limit, check_name
 from services.gateway.positions import decode_position, encode_position
 from services.gateway.profiles import KEY_IS_OFF, Profiles
+from services.gateway.records import ACTIVE, CREATING, DELETING, AccountRow, Taken, TokenRow
 from services.gateway.sessions import Sessions
-from services.gateway.store import ACTIVE, CREATING, DELETING, AccountRow, GatewayStore, Taken, TokenRow
+from services.gateway.store import GatewayStore
 from services.gateway.tokens import Kind, Pepper, RandomBytes, Token, make_token
 
 _log = structlog.get_logger("accounts")

@@ -30,8 +30,9 @@ from services.gateway.accounts import Keyvault
 from services.gateway.fields import check_idempotency_key, check_name
 from services.gateway.positions import decode_position, encode_position
 from services.gateway.profiles import KEY_IS_OFF, Profiles, TokenProfile
+from services.gateway.records import Taken, TokenRow
 from services.gateway.sessions import Sessions
-from services.gateway.store import GatewayStore, Taken, TokenRow
+from services.gateway.store import GatewayStore
 from services.gateway.tokens import Kind, Pepper, RandomBytes, Token, make_token
 
 _COLLECTIONS_MAX = 100

@@ -29,6 +29,7 @@ from services.common.telemetry import configure_logging
 from services.gateway.accounts import Accounts
 from services.gateway.authorizer import Authorizer, UsageLog
 from services.gateway.buckets import AddressFailures, Limits
+from services.gateway.changes.feed import ChangeFeed
 from services.gateway.config import GatewaySettings
 from services.gateway.contexts import ContextMint
 from services.gateway.envoy.plan import EdgePlan
@@ -139,6 +140,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
             profiles.drop_account(account)
             sessions.drop_account(account)
 
+    feed = ChangeFeed(store.change_log(), sessions, clock)
+    await feed.read()
     plan = edge_plan(settings, server.port)
     policy = ExtAuthzServer(authorizer, plan.policy_socket)
     await policy.start()
@@ -149,6 +152,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
         for work in (
             keyvault.watch(on_key_event),
             poller.run(),
+            feed.follow(),
             _every(_SWEEP_EVERY_S, accounts.finish_interrupted),
             _every(_USAGE_EVERY_S, lambda: _write_usage(store, usage)),
         )

@@ -1,13 +1,14 @@
 """Tokens in use: what the authorizer knows of each, held for seconds, dropped at once on command.
 
-A session is what a token's and its account's rows said when it was loaded. It is loaded again
-after `HELD_S`, the hard bound on what another process may have changed; this process drops it in
-the same moment in which it revokes, suspends, deletes or changes limits. A session is found by the
+A session is what a token's and its account's rows said when it was loaded. This process drops it in
+the same moment in which it revokes, suspends, deletes or changes limits; what other processes
+change comes by the change feed, without which no session is believed. A session is found by the
 token's keyed digest, so no token text is kept.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,15 +16,19 @@ from dataclasses import dataclass, field
 
 from services.common.clock import Clock
 from services.common.context import acting_as
-from services.common.errors import PermissionDenied, Unauthenticated
+from services.common.errors import PermissionDenied, Unauthenticated, Unavailable
 from services.gateway.buckets import BucketTable, Limits, TokenBucket
 from services.gateway.contexts import ContextMint, Identity
 from services.gateway.profiles import Profiles
-from services.gateway.store import ACTIVE, OPERATOR, AccountRow, GatewayStore, TokenRow
+from services.gateway.records import ACTIVE, OPERATOR, AccountRow, TokenRow
+from services.gateway.store import GatewayStore
 from services.gateway.tokens import same_digest
 
-HELD_S = 5.0
+HELD_S = 30.0
 _ENTRIES_MAX = 50_000
+_LOADS_MAX = 20
+# Different tokens being loaded at once.
+_LOADING_MAX = 1000
 # Loading a session reads the token's own profile, under a context that says so.
 _LOAD_METHOD = "/sealcomb.v1.TokenService/WhoAmI"
 
@@ -73,45 +78,81 @@ class Sessions:
         self._account_buckets = BucketTable(clock)
         self._token_buckets = BucketTable(clock)
         self._held: OrderedDict[bytes, Session] = OrderedDict()
+        self._loading: dict[bytes, asyncio.Task[Session]] = {}
         # Counts drops, so that what was read before one is not kept after it.
         self._drops = 0
+        self._believed_until_s = -math.inf
 
     def held(self, digest: bytes) -> Session | None:
-        """The session of a token digest, if it was loaded a short while ago."""
+        """The session of a token digest, if it was loaded a short while ago and is still believed."""
         session = self._held.get(digest)
         if session is None:
             return None
-        if self._clock.monotonic_s() >= session.until_s:
-            del self._held[digest]
+        now_s = self._clock.monotonic_s()
+        if now_s >= session.until_s or now_s >= self._believed_until_s:
             return None
         return session
 
+    def believe_until(self, monotonic_s: float) -> None:
+        """Nothing is held longer than until then, unless this is said again."""
+        self._believed_until_s = monotonic_s
+
     def load(self, token_id: str, digest: bytes) -> Session | None:
-        """Loads a session; None if that takes `load_restricted`.
+        """Loads a session; None if that takes `load_slowly`.
 
         Raises Unauthenticated for a token that was not issued, has ended or belongs to nobody, and
         PermissionDenied for a suspended account's.
         """
+        if not self._store.is_local:
+            return None
         token, account = self._read(token_id, digest)
         return None if token.restricted else self._keep(digest, token, account, ())
 
-    async def load_restricted(self, token_id: str, digest: bytes) -> Session:
-        """Loads a session whose collections must be opened under the account's key.
+    async def load_slowly(self, token_id: str, digest: bytes) -> Session:
+        """Loads a session whose rows are elsewhere, or whose collections must be opened first.
 
-        Raises as `load`, or what keyvault refuses with while the key is off.
+        Raises as `load` does, and KeyDisabled, since without names there is nothing it may reach. Calls of
+        one token that come at once share one loading.
         """
-        while True:
+        task = self._loading.get(digest)
+        if task is None:
+            if len(self._loading) >= _LOADING_MAX:
+                raise Unavailable("the token could not be looked up; try again", retry_after_s=1.0)
+            task = asyncio.get_running_loop().create_task(self._load(token_id, digest))
+            self._loading[digest] = task
+            task.add_done_callback(lambda done: self._loaded(digest, done))
+        # Who stops waiting does not end it for the others.
+        return await asyncio.shield(task)
+
+    def _loaded(self, digest: bytes, task: asyncio.Task[Session]) -> None:
+        del self._loading[digest]
+        if not task.cancelled():
+            # Looked at, since whoever waited may have left.
+            task.exception()
+
+    async def _load(self, token_id: str, digest: bytes) -> Session:
+        for _ in range(_LOADS_MAX):
             drops = self._drops
-            token, account = self._read(token_id, digest)
-            if token.sealed is None:
-                raise _invalid()
-            with acting_as(self._mint.for_keyvault(token.account, _LOAD_METHOD, token.id)):
-                profile = await self._profiles.open_token(token.id, token.sealed)
-            if not profile.collections:
-                # An empty list would mean all of them.
-                raise _invalid()
+            if self._store.is_local:
+                token, account = self._read(token_id, digest)
+            else:
+                token, account = await asyncio.to_thread(self._read, token_id, digest)
+            collections: tuple[str, ...] = ()
+            if token.restricted:
+                collections = await self._collections_of(token)
             if drops == self._drops:
-                return self._keep(digest, token, account, profile.collections)
+                return self._keep(digest, token, account, collections)
+        raise Unavailable("the token's account is changing; try again", retry_after_s=1.0)
+
+    async def _collections_of(self, token: TokenRow) -> tuple[str, ...]:
+        if token.sealed is None:
+            raise _invalid()
+        with acting_as(self._mint.for_keyvault(token.account, _LOAD_METHOD, token.id)):
+            profile = await self._profiles.open_token(token.id, token.sealed)
+        if not profile.collections:
+            # An empty list would mean all of them.
+            raise _invalid()
+        return profile.collections
 
     def drop_token(self, token_id: str) -> None:
         """Forgets a token, as its row has changed."""

@@ -1,106 +1,34 @@
-"""The gateway's tables: accounts and tokens. Nothing a caller sent is in them but sealed or hashed.
+"""The gateway's accounts and tokens in SQL.
 
-Limits, scopes and times are in clear: they are the operator's numbers and names of ours. Every
-method is one transaction; reads are single-row or one page.
+Every method is one transaction; reads are single-row or one page. A change that other policy
+processes must learn of is numbered in the transaction that makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from services.common.database import migrate, open_engine
+from services.gateway.changes.store import ACCOUNT, TOKEN, ChangeLog, note_change
+from services.gateway.records import ACTIVE, CREATING, DELETING, OPERATOR, AccountRow, Taken, TokenRow
+from services.gateway.schema import accounts as _accounts
+from services.gateway.schema import tokens as _tokens
+from services.gateway.schema import usage as _usage
 
-CREATING, ACTIVE, DELETING = "creating", "active", "deleting"
-# The account column of operator tokens.
-OPERATOR = ""
-
-metadata = sa.MetaData()
-
-_accounts = sa.Table(
-    "accounts",
-    metadata,
-    sa.Column("id", sa.String(26), primary_key=True),
-    # Order of creation, for pages.
-    sa.Column("create_time_ms", sa.BigInteger, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("suspended", sa.Boolean, nullable=False),
-    sa.Column("calls_per_second", sa.Float),
-    sa.Column("burst", sa.Integer),
-    sa.Column("sealed_name", sa.LargeBinary),
-    # Keyed tags of the idempotency key and of the request that came with it.
-    sa.Column("idempotency_tag", sa.LargeBinary(32), unique=True),
-    sa.Column("request_tag", sa.LargeBinary(32)),
-    sa.Index("accounts_in_order", "create_time_ms", "id"),
-)
-
-_tokens = sa.Table(
-    "tokens",
-    metadata,
-    sa.Column("id", sa.String(26), primary_key=True),
-    sa.Column("account", sa.String(26), nullable=False),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False),
-    sa.Column("scopes", sa.String(128), nullable=False),
-    # Whether it reaches only the collections named in its sealed part.
-    sa.Column("restricted", sa.Boolean, nullable=False),
-    # Label and collections; absent for an operator's token.
-    sa.Column("sealed", sa.LargeBinary),
-    sa.Column("create_time_ms", sa.BigInteger, nullable=False),
-    sa.Column("expire_time_ms", sa.BigInteger),
-    sa.Column("revoke_time_ms", sa.BigInteger),
-    sa.Column("used_time_ms", sa.BigInteger),
-    sa.Column("idempotency_tag", sa.LargeBinary(32), unique=True),
-    sa.Column("request_tag", sa.LargeBinary(32)),
-    sa.Index("tokens_in_order", "account", "create_time_ms", "id"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class AccountRow:
-    """One account as stored."""
-
-    id: str
-    create_time_ms: int
-    state: str
-    suspended: bool
-    calls_per_second: float | None
-    burst: int | None
-    sealed_name: bytes | None = None
-    idempotency_tag: bytes | None = None
-    request_tag: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One token as stored."""
-
-    id: str
-    account: str
-    digest: bytes
-    scopes: tuple[str, ...]
-    restricted: bool
-    sealed: bytes | None
-    create_time_ms: int
-    expire_time_ms: int | None = None
-    revoke_time_ms: int | None = None
-    used_time_ms: int | None = None
-    idempotency_tag: bytes | None = None
-    request_tag: bytes | None = None
-
-
-class Taken(Exception):
-    """A row with this idempotency tag is there already."""
+_STATEMENT_S = 5.0
 
 
 class GatewayStore:
-    """Accounts and tokens in SQL. Blocking; point reads take well below a millisecond."""
+    """Accounts and tokens. Blocking; a point read of a file takes well below a millisecond."""
 
     def __init__(self, url: str) -> None:
-        self._engine = open_engine(url)
+        self._engine = open_engine(url, statement_s=_STATEMENT_S)
         self._reads = self._engine.execution_options(read_only=True)
+        # Whether a point read may be made where nothing must wait.
+        self.is_local = self._engine.dialect.name == "sqlite"
 
     def migrate(self) -> None:
         """Brings the schema up to date."""
@@ -109,6 +37,10 @@ class GatewayStore:
     def close(self) -> None:
         """Closes every connection."""
         self._engine.dispose()
+
+    def change_log(self) -> ChangeLog:
+        """What is changed in this database, by whichever process."""
+        return ChangeLog(self._engine)
 
     # --- accounts
 
@@ -161,12 +93,15 @@ class GatewayStore:
         """Changes columns of one account."""
         with self._engine.begin() as connection:
             connection.execute(_accounts.update().where(_accounts.c.id == account_id).values(dict(values)))
+            note_change(connection, ACCOUNT, account_id)
 
     def delete_account(self, account_id: str) -> None:
-        """Deletes an account and its tokens."""
+        """Deletes an account, its tokens and its usage."""
         with self._engine.begin() as connection:
+            connection.execute(_usage.delete().where(_usage.c.account == account_id))
             connection.execute(_tokens.delete().where(_tokens.c.account == account_id))
             connection.execute(_accounts.delete().where(_accounts.c.id == account_id))
+            note_change(connection, ACCOUNT, account_id)
 
     # --- tokens
 
@@ -180,6 +115,7 @@ class GatewayStore:
                     connection.execute(
                         _tokens.update().where(_tokens.c.id == old_id).values(expire_time_ms=expire_time_ms)
                     )
+                    note_change(connection, TOKEN, old_id)
         except IntegrityError:
             raise Taken from None
 
@@ -223,6 +159,23 @@ class GatewayStore:
                 .where(_tokens.c.id == token_id, _tokens.c.revoke_time_ms.is_(None))
                 .values(revoke_time_ms=now_ms)
             )
+            note_change(connection, TOKEN, token_id)
+
+    def add_first_operator_token(self, token: TokenRow, before: Callable[[], None]) -> bool:
+        """Adds this token if there is no operator token yet, after `before`; returns whether it did.
+
+        Of several processes that try at once, one does.
+        """
+        with self._engine.connect() as connection, connection.begin() as transaction:
+            # First, as it waits for whoever else does the same.
+            note_change(connection, ACCOUNT, OPERATOR)
+            query = sa.select(_tokens.c.id).where(_tokens.c.account == OPERATOR).limit(1)
+            if connection.execute(query).first() is not None:
+                transaction.rollback()
+                return False
+            before()
+            connection.execute(_tokens.insert().values(_token_values(token)))
+            return True
 
     def replace_operator_tokens(self, token: TokenRow, now_ms: int) -> None:
         """Ends every operator token and adds this one, all at once."""
@@ -233,17 +186,22 @@ class GatewayStore:
                 .values(revoke_time_ms=now_ms)
             )
             connection.execute(_tokens.insert().values(_token_values(token)))
+            note_change(connection, ACCOUNT, OPERATOR)
 
     def mark_used(self, times_ms: Sequence[tuple[str, int]]) -> None:
-        """Writes when tokens were last used."""
+        """Writes when tokens were last used; a later time that is there already stays."""
+        used_ms = sa.bindparam("used_ms", type_=sa.BigInteger)
         statement = (
             _tokens.update()
             .where(_tokens.c.id == sa.bindparam("token_id"))
-            .values(used_time_ms=sa.bindparam("used_ms"))
+            .where(sa.or_(_tokens.c.used_time_ms.is_(None), _tokens.c.used_time_ms < used_ms))
+            .values(used_time_ms=used_ms)
         )
         with self._engine.begin() as connection:
             connection.execute(
-                statement, [{"token_id": token_id, "used_ms": used_ms} for token_id, used_ms in times_ms]
+                # In one order, so that two processes cannot wait for each other.
+                statement,
+                [{"token_id": token_id, "used_ms": time_ms} for token_id, time_ms in sorted(times_ms)],
             )
 
     def _one_account(self, condition: sa.ColumnElement[bool]) -> AccountRow | None:

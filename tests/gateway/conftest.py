@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gateway.rig import Edge, running_edge
+from tests.postgres import Postgres, running_postgres
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,10 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """A whole edge with generous limits, shared."""
     with running_edge(tmp_path_factory.mktemp("edge")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server; each test makes a database of its own."""
+    with running_postgres(tmp_path_factory.mktemp("server")) as server:
+        yield server

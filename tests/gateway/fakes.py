@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ class Policy:
     """The policy process without its sockets."""
 
     def __init__(
-        self, folder: Path, limits: Limits = DEFAULT_LIMITS, failures: Limits = FAILURE_LIMITS
+        self, folder: Path, limits: Limits = DEFAULT_LIMITS, failures: Limits = FAILURE_LIMITS, seed: int = 0
     ) -> None:
         self.clock = FakeClock()
         self.store = GatewayStore(f"sqlite:///{folder}/gateway.db")
@@ -125,13 +126,15 @@ class Policy:
         self.verifier = ContextVerifier("vectorstore", {"gateway": key.public_key()}, self.clock)
         self.profiles = Profiles(DataKeys(self.keyvault, self.clock))
         self.sessions = Sessions(self.store, self.profiles, self.mint, self.clock, limits, 1.0)
+        # Nobody else changes this database; tests of the change feed bring one.
+        self.sessions.believe_until(math.inf)
         self.usage = UsageLog()
         self.failures = AddressFailures(failures, self.clock, bytes(32))
         self.authorizer = Authorizer(
             self.sessions, self.pepper, self.mint, self.failures, self.usage, self.clock
         )
         pages = page_key(self.pepper)
-        counter = itertools.count()
+        counter = itertools.count(seed)
         # Deterministic, and never the same twice.
         self.random_bytes = lambda size: random.Random(next(counter)).randbytes(size)
         self.accounts = Accounts(

@@ -9,7 +9,7 @@ import pytest
 
 from services.common.errors import AlreadyExists, InvalidArgument, NotFound, SealcombError, Unavailable
 from services.gateway.accounts import LimitChange
-from services.gateway.store import CREATING, DELETING
+from services.gateway.records import CREATING, DELETING
 from tests.gateway.fakes import OPERATOR_METHOD, Policy, acting, stored_bytes
 
 NONE = LimitChange()

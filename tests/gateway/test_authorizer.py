@@ -16,7 +16,7 @@ from services.gateway import authorizer as authorizer_module
 from services.gateway import sessions as sessions_module
 from services.gateway.accounts import LimitChange
 from services.gateway.buckets import Limits
-from services.gateway.store import TokenRow
+from services.gateway.records import TokenRow
 from services.gateway.tokens import Kind, make_token
 from tests.gateway.fakes import ADMIN_METHOD, OPERATOR_METHOD, Policy, acting, stored_bytes
 

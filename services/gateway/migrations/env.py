@@ -3,6 +3,6 @@
 from alembic import context
 
 from services.common.database import run_migrations
-from services.gateway.store import metadata
+from services.gateway.schema import metadata
 
 run_migrations(context.config, metadata)

@@ -1,0 +1,1 @@
+"""How policy processes over one database learn of one another's changes."""
