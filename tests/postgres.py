@@ -41,7 +41,13 @@ class Postgres:
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
-        options = ("-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}")
+        # Tests kill processes, never the machine, so nothing waits for the disk.
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self.folder,
+            "fsync": "off",
+        }
+        options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*_AS_NOBODY, _BINARIES / "postgres", "-D", self.folder, "-p", str(self.port), *options],

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from services.common.database import migrate, open_engine
 from services.common.errors import ResourceExhausted, Unavailable
@@ -94,7 +95,7 @@ class Store:
             .order_by(UNSETTLED.c.settle_after_ms)
             .limit(_SWEEP_ROWS_MAX)
         )
-        with self._engine.connect().execution_options(read_only=True) as connection:
+        with self.database.reading() as connection:
             return [Unsettled(**row) for row in connection.execute(query).mappings()]
 
     def add_removal(self, prefix: str) -> None:
@@ -113,7 +114,7 @@ class Store:
 
     def removals(self) -> list[str]:
         """Prefixes whose removal was begun and not finished."""
-        with self._engine.connect().execution_options(read_only=True) as connection:
+        with self.database.reading() as connection:
             return list(connection.execute(sa.select(REMOVALS.c.prefix)).scalars())
 
     def close(self) -> None:
@@ -130,8 +131,9 @@ class Store:
 def _storage_errors() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
-        if "disk is full" in str(error.orig):
+    except (OperationalError, InterfaceError, InternalError, NoConnection) as error:
+        # SQLite's words and PostgreSQL's.
+        if any(words in str(error) for words in ("disk is full", "No space left on device")):
             raise ResourceExhausted(
                 "the storage is full; nothing was written", reason="STORAGE_FULL"
             ) from error

@@ -455,7 +455,7 @@ async def running(
 
 @asynccontextmanager
 async def surroundings(
-    folder: Path, *, embedder: HashEmbedder | None = None, **settings: Any
+    folder: Path, *, embedder: HashEmbedder | None = None, database_url: str = "", **settings: Any
 ) -> AsyncIterator[Rig]:
     """Starts the fakes alone: ingest runs within, or as a process of its own."""
     ca = TestCa.make()
@@ -483,7 +483,7 @@ async def surroundings(
         listen="127.0.0.1:0",
         tls_dir=ca.service_files(folder / "tls", "ingest").folder,
         context_trust_dir=trust,
-        database_url=f"sqlite:///{folder}/ingest.db",
+        database_url=database_url or f"sqlite:///{folder}/ingest.db",
         keyvault_address=f"127.0.0.1:{servers[0].port}",
         vectorstore_address=f"127.0.0.1:{servers[1].port}",
         objects_url=f"file:{folder}/objects",

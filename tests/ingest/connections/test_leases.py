@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +48,7 @@ class Provider:
     """Rotates refresh tokens, and revokes all when one is used twice."""
 
     def __init__(self) -> None:
+        self.expire_s = 1.0
         self.current = "r0"
         self.count = 0
         self.revoked = False
@@ -68,7 +68,7 @@ class Provider:
         await asyncio.sleep(0.02)
         if self.before_answer is not None:
             await self.before_answer()
-        return Tokens(f"a{self.count}", self.current, 1.0, 1.0)
+        return Tokens(f"a{self.count}", self.current, self.expire_s, 1.0)
 
     async def revoke(self, profile: OAuthProfile, client: Client, tokens: Tokens) -> Revoked:
         """Takes them back."""
@@ -79,9 +79,9 @@ class Provider:
 class World:
     """Several processes' worth of credentials on one database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, database_url: str) -> None:
         self.clock = ManualClock(1000.0)
-        self.store = Store.open(f"sqlite:///{folder}/x.db")
+        self.store = Store.open(database_url)
         self.connections = ConnectionStore(self.store.database)
         self.vault = Vault(DataKeys(Keys(), self.clock))
         self.provider = Provider()
@@ -116,9 +116,9 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> Any:
-    """A world with one connection, acting for its account."""
-    made = World(tmp_path)
+async def world(database_url: str) -> Any:
+    """A world with one connection, acting for its account; on each engine."""
+    made = World(database_url)
     context = CallContext("keyvault", (), ACCOUNT, "", (), (), "", 0, 1e12, "")
     with acting_as(Caller(context, "text")):
         await made.connect()
@@ -129,12 +129,13 @@ async def world(tmp_path: Path) -> Any:
 async def test_eight_processes_refresh_once(world: World) -> None:
     """E10: whoever comes second waits for the first, and uses what it stored."""
     processes = [world.process() for _ in range(8)]
-    tokens = await asyncio.gather(*(world.token(process) for process in processes))
-    assert set(tokens) == {"a1"}
-    assert (world.provider.count, world.provider.revoked) == (1, False)
-    for round_ in range(2, 20):
+    for round_ in range(1, 20):
+        # What is given out is good for this round, however slow somebody is to come for it.
+        world.clock.time_s += 1000
+        world.provider.expire_s = world.clock.time_s + 500
         tokens = await asyncio.gather(*(world.token(process) for process in processes))
         assert set(tokens) == {f"a{round_}"}
+        assert world.provider.count == round_
     assert not world.provider.revoked
 
 

@@ -79,7 +79,7 @@ def texts(rig: Rig, collection: str = "notes") -> dict[str, str]:
 
 def sql(rig: Rig, statement: str, **values: Any) -> list[Any]:
     """Runs a statement on ingest's database, as somebody with the file would."""
-    engine = sa.create_engine(rig.settings.database_url, connect_args={"timeout": 10})
+    engine = sa.create_engine(rig.settings.database_url)
     try:
         with engine.begin() as connection:
             result = connection.execute(sa.text(statement), values)
