@@ -48,6 +48,11 @@ class StandaloneSettings(BaseSettings):
     oauth_redirect_uris: str = ""
     egress_allow: str = ""
     egress_ca_file: Path | None = None
+    # Ingest's own settings of sources and ingestions, which it checks itself.
+    source_api_urls: str = ""
+    ingestion_runs: str = ""
+    ingestion_lease_s: str = ""
+    ingestion_full_listing_s: str = ""
     calls_per_second: float | None = None
     burst: int | None = None
     log_level: str = "info"
@@ -128,6 +133,10 @@ class Layout:
             "OAUTH_REDIRECT_URIS": settings.oauth_redirect_uris,
             "EGRESS_ALLOW": settings.egress_allow,
             "EGRESS_CA_FILE": settings.egress_ca_file and str(settings.egress_ca_file.absolute()),
+            "SOURCE_API_URLS": settings.source_api_urls,
+            "INGESTION_RUNS": settings.ingestion_runs,
+            "INGESTION_LEASE_S": settings.ingestion_lease_s,
+            "INGESTION_FULL_LISTING_S": settings.ingestion_full_listing_s,
         }
         return {name: value for name, value in said.items() if value} | {
             "KEYVAULT_ADDRESS": self.address("keyvault"),

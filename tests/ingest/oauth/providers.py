@@ -14,7 +14,7 @@ import secrets
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,9 +85,17 @@ class Provider:
 
 @contextmanager
 def provider(
-    folder: Path, ca: TestCa, kinds: tuple[str, ...], *, access_token_s: int = 3600
+    folder: Path,
+    ca: TestCa,
+    kinds: tuple[str, ...],
+    *,
+    access_token_s: int = 3600,
+    github: Mapping[str, str] | None = None,
 ) -> Iterator[Provider]:
-    """A server for the block, with one client that loopback programs use."""
+    """A server for the block, with one client that loopback programs use.
+
+    With `github`, texts by path, it is as a GitHub Enterprise server is with one repository.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     material = ca.issue([address("127.0.0.1")])
     cert, key = folder / "cert.pem", folder / "key.pem"
@@ -111,7 +119,8 @@ def provider(
         "cert": str(cert),
         "key": str(key),
         "accessTokenSeconds": access_token_s,
-        "scopes": ["docs.read", "docs.write"],
+        "scopes": ["docs.read", "docs.write", "repo"],
+        "github": github,
         "clients": [client],
     }
     assert (FOLDER / "node_modules").is_dir(), "run `make node-packages` first"
