@@ -105,6 +105,28 @@ class Keys:
         request = keys_pb.RotateKeyRequest()
         return self._transport.unary(self._stub.RotateKey, request, timeout_s=timeout_s, safe=False).key
 
+    def bind(
+        self,
+        key: keys_pb.AwsKey | keys_pb.TransitKey | keys_pb.Pkcs11Key | keys_pb.InstallationKey,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> keys_pb.Key:
+        """Moves the account to a key that it brings, or back to the installation's own KMS.
+
+        `adopted_key` of the answer names it; while `move` is set instead, the move goes on (see `get`).
+        """
+        request = keys_pb.BindKeyRequest()
+        match key:
+            case keys_pb.AwsKey():
+                request.aws.CopyFrom(key)
+            case keys_pb.TransitKey():
+                request.transit.CopyFrom(key)
+            case keys_pb.Pkcs11Key():
+                request.pkcs11.CopyFrom(key)
+            case keys_pb.InstallationKey():
+                request.installation.SetInParent()
+        return self._transport.unary(self._stub.BindKey, request, timeout_s=timeout_s, safe=False).key
+
     def disable(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
         """Turns the account's data off."""
         return self._transport.unary(

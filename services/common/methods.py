@@ -85,7 +85,15 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
         KEYVAULT,
         (KEYVAULT,),
         dict.fromkeys(
-            ("GetKey", "RotateKey", "DisableKey", "EnableKey", "ScheduleKeyDeletion", "CancelKeyDeletion"),
+            (
+                "GetKey",
+                "RotateKey",
+                "BindKey",
+                "DisableKey",
+                "EnableKey",
+                "ScheduleKeyDeletion",
+                "CancelKeyDeletion",
+            ),
             Scope.KEYS,
         ),
         30.0,

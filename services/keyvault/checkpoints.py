@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 
 from services.common import ids
 from services.common.clock import Clock
+from services.keyvault.asker import Asker
 from services.keyvault.chain import AuditChain
 from services.keyvault.policy import AccountUnknown
 from services.keyvault.statements import CHECKPOINT, StatementSigner
 from services.keyvault.store import Store
+from services.keyvault.transaction import Transaction
 
 
 class Checkpoints:
@@ -50,12 +53,22 @@ class Checkpoints:
             end = json.loads(last)
             yield self._sign(account, end["sequence"], end["hash"])
 
-    async def export_any(self, account: str) -> AsyncIterator[str]:
-        """The same of an account that an operator names, destroyed ones included. Raises AccountUnknown."""
-        if not ids.is_id(account) or await self._store.read(lambda tx: tx.account(account)) is None:
+    async def export_any(self, operator: Asker, account: str) -> AsyncIterator[str]:
+        """The same of an account that an operator names, destroyed ones included. Raises AccountUnknown.
+
+        That an operator read it is the last record of what is read.
+        """
+        if not ids.is_id(account):
             raise AccountUnknown
+        await self._store.write(partial(self._record_export, operator, account))
         async for line in self.export(account):
             yield line
+
+    def _record_export(self, operator: Asker, account: str, tx: Transaction) -> None:
+        record = tx.account(account)
+        if record is None:
+            raise AccountUnknown
+        tx.append(record, operator.act(int(self._clock.now_s() * 1e6), "audit.export"))
 
     def _sign(self, account: str, sequence: int, digest: str) -> str:
         fields = {

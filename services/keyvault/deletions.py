@@ -18,7 +18,7 @@ from services.common.errors import FailedPrecondition, SealcombError, invalid
 from services.keyvault.asker import Asker
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
-from services.keyvault.policy import AccountUnknown, KeyPendingDeletion
+from services.keyvault.policy import KeyPendingDeletion, known
 from services.keyvault.records import AccountRecord, KeyState
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
@@ -95,7 +95,7 @@ class Deletions:
 
     def _set_due(self, asker: Asker, wait_days: int, tx: Transaction) -> AccountRecord | SealcombError:
         now_us = self._now_us()
-        account = _present(asker, tx)
+        account = known(tx.account(asker.account))
         if account.state is KeyState.PENDING_DELETION:
             refusal = KeyPendingDeletion()
             tx.append(account, asker.act(now_us, "key.schedule_deletion", refusal=refusal))
@@ -104,11 +104,11 @@ class Deletions:
         tx.update_account(account.id, state=KeyState.PENDING_DELETION.value)
         tx.end_permits(account.id)
         tx.append(account, asker.act(now_us, "key.schedule_deletion"))
-        return _present(asker, tx)
+        return known(tx.account(asker.account))
 
     def _unschedule(self, asker: Asker, tx: Transaction) -> AccountRecord | SealcombError:
         now_us = self._now_us()
-        account = _present(asker, tx)
+        account = known(tx.account(asker.account))
         if account.state is not KeyState.PENDING_DELETION:
             refusal = FailedPrecondition(
                 "no deletion of the key is scheduled", reason="KEY_NOT_PENDING_DELETION"
@@ -118,17 +118,10 @@ class Deletions:
         tx.unschedule_deletion(account.id)
         tx.update_account(account.id, state=KeyState.DISABLED.value)
         tx.append(account, asker.act(now_us, "key.cancel_deletion"))
-        return _present(asker, tx)
+        return known(tx.account(asker.account))
 
     def _now_us(self) -> int:
         return int(self._clock.now_s() * 1e6)
-
-
-def _present(asker: Asker, tx: Transaction) -> AccountRecord:
-    account = tx.account(asker.account)
-    if account is None or account.state is KeyState.DESTROYED:
-        raise AccountUnknown
-    return account
 
 
 def _or_raise(answer: AccountRecord | SealcombError) -> AccountRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from services.keyvault.schema import ACCOUNT_KEYS, DATA_KEYS, DESTRUCTIONS, KEY_DELETIONS
+from services.keyvault.schema import ACCOUNT_KEYS, DATA_KEYS, DESTRUCTIONS, KEY_DELETIONS, KEY_MOVES
 
 
 class DestructionStatements:
@@ -32,12 +32,15 @@ class DestructionStatements:
             query = query.where(DATA_KEYS.c.resource == resource)
         return sorted(self._connection.execute(query).scalars())
 
-    def account_key_places(self, account: str) -> list[tuple[int, str]]:
-        """The versions of an account's key, each with its provider."""
-        query = sa.select(ACCOUNT_KEYS.c.version, ACCOUNT_KEYS.c.provider).where(
-            ACCOUNT_KEYS.c.account == account
-        )
-        return sorted((row.version, row.provider) for row in self._connection.execute(query))
+    def account_key_handles(self, account: str) -> list[tuple[int, str, bytes]]:
+        """The versions of an account's key, each with its provider and handle; one to come included."""
+        found: list[tuple[int, str, bytes]] = []
+        for table in (ACCOUNT_KEYS, KEY_MOVES):
+            query = sa.select(table.c.version, table.c.provider, table.c.handle).where(
+                table.c.account == account
+            )
+            found += [(row.version, row.provider, row.handle) for row in self._connection.execute(query)]
+        return sorted(found)
 
     def deletion_due_us(self, account: str) -> int | None:
         """When the account's key is to be destroyed, if that is scheduled."""

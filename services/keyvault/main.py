@@ -36,12 +36,14 @@ from services.keyvault.events import KeyEvents
 from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.kms.rootkey import create_root_key
 from services.keyvault.kms.selection import open_kms
+from services.keyvault.moves import Moves
 from services.keyvault.permits import Permits
 from services.keyvault.public_servicers import AuditServicer, KeyServicer
 from services.keyvault.receipts import Receipts
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.release_servicer import KeyReleaseServicer
 from services.keyvault.releases import Releases
+from services.keyvault.retirement import Retirements
 from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
 from services.keyvault.vault import INSTALLATION, Vault
@@ -78,6 +80,7 @@ async def serve(settings: KeyvaultSettings) -> None:
         receipts = Receipts(store, statements)
         checkpoints = Checkpoints(store, chain, statements, clock)
         deletions = Deletions(store, vault, events, clock, completion)
+        moves = Moves(store, kms, clock)
 
         guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
@@ -85,7 +88,7 @@ async def serve(settings: KeyvaultSettings) -> None:
             KeyReleaseServicer(vault, gate, releases, permits, events, receipts), server.grpc_server
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-            KeyServicer(vault, deletions, receipts), server.grpc_server
+            KeyServicer(vault, moves, deletions, receipts), server.grpc_server
         )
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(chain, checkpoints), server.grpc_server
@@ -95,13 +98,16 @@ async def serve(settings: KeyvaultSettings) -> None:
             if await _kms_ready(vault, releases, kms, chain, stopping):
                 await server.set_ready(True)
                 _log.info("serving", port=server.port, provider=kms.provider)
-                deleting = asyncio.create_task(deletions.run())
+                works = (deletions.run(), moves.run(), Retirements(store, kms).run())
+                running = [asyncio.create_task(work) for work in works]
                 await stopping.wait()
-                deleting.cancel()
+                for task in running:
+                    task.cancel()
             _log.info("stopping")
             # Watches would otherwise hold the server until its grace ends.
             events.close()
             await server.stop()
+            await moves.close()
         await completion.drain()
     finally:
         store.close()

@@ -138,6 +138,13 @@ def destroy_refusal(peer: str, method: str, purposes: frozenset[str]) -> Sealcom
     return None if own and purposes <= own and method in _DESTROYERS[peer] else PurposeRefused()
 
 
+def known(account: AccountRecord | None) -> AccountRecord:
+    """The account; AccountUnknown where there is none or it was destroyed."""
+    if account is None or account.state is KeyState.DESTROYED:
+        raise AccountUnknown
+    return account
+
+
 def account_refusal(account: AccountRecord | None) -> SealcombError | None:
     """Why no key of the account may be used now, if so."""
     if account is None or account.state is KeyState.DESTROYED:

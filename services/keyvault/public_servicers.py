@@ -9,12 +9,16 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sealcomb.v1 import audit_service_pb2, audit_service_pb2_grpc, key_service_pb2, key_service_pb2_grpc
-from services.common.context import current_account
+from services.common.context import current_account, current_caller
 from services.common.errors import invalid
+from services.common.rpc.interceptor import peer_service
+from services.keyvault.asker import Asker
 from services.keyvault.audit import AuditRecord
 from services.keyvault.chain import AuditChain
 from services.keyvault.checkpoints import Checkpoints
 from services.keyvault.deletions import Deletions
+from services.keyvault.kms.protocol import KeyReference
+from services.keyvault.moves import Moves
 from services.keyvault.receipts import Receipts
 from services.keyvault.records import AccountRecord, KeyState
 from services.keyvault.release_servicer import asker_of
@@ -32,8 +36,9 @@ _STATES = {
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """The account's own KMS key."""
 
-    def __init__(self, vault: Vault, deletions: Deletions, receipts: Receipts) -> None:
+    def __init__(self, vault: Vault, moves: Moves, deletions: Deletions, receipts: Receipts) -> None:
         self._vault = vault
+        self._moves = moves
         self._deletions = deletions
         self._receipts = receipts
 
@@ -48,22 +53,30 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         self, request: key_service_pb2.RotateKeyRequest, context: _Context
     ) -> key_service_pb2.RotateKeyResponse:
         """Makes a new version."""
-        account = await self._vault.rotate(asker_of(context))
-        return key_service_pb2.RotateKeyResponse(key=self._key(account))
+        account = await self._moves.rotate(asker_of(context))
+        return key_service_pb2.RotateKeyResponse(key=await self._described(account))
+
+    async def BindKey(
+        self, request: key_service_pb2.BindKeyRequest, context: _Context
+    ) -> key_service_pb2.BindKeyResponse:
+        """Moves the account to a key that it brings, or back."""
+        provider, reference = _wanted(request)
+        account = await self._moves.bind(asker_of(context), provider, reference)
+        return key_service_pb2.BindKeyResponse(key=await self._described(account))
 
     async def DisableKey(
         self, request: key_service_pb2.DisableKeyRequest, context: _Context
     ) -> key_service_pb2.DisableKeyResponse:
         """Turns the account's data off."""
         account = await self._vault.disable(asker_of(context))
-        return key_service_pb2.DisableKeyResponse(key=self._key(account))
+        return key_service_pb2.DisableKeyResponse(key=await self._described(account))
 
     async def EnableKey(
         self, request: key_service_pb2.EnableKeyRequest, context: _Context
     ) -> key_service_pb2.EnableKeyResponse:
         """Turns the account's data on."""
         account = await self._vault.enable(asker_of(context))
-        return key_service_pb2.EnableKeyResponse(key=self._key(account))
+        return key_service_pb2.EnableKeyResponse(key=await self._described(account))
 
     async def ScheduleKeyDeletion(
         self, request: key_service_pb2.ScheduleKeyDeletionRequest, context: _Context
@@ -83,13 +96,27 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     ) -> key_service_pb2.CancelKeyDeletionResponse:
         """Calls a scheduled deletion off."""
         account = await self._deletions.cancel(asker_of(context))
-        return key_service_pb2.CancelKeyDeletionResponse(key=self._key(account))
+        return key_service_pb2.CancelKeyDeletionResponse(key=await self._described(account))
 
     async def _described(self, account: AccountRecord) -> key_service_pb2.Key:
         key = self._key(account)
         due_us = await self._deletions.due_us(account.id)
         if due_us:
             key.deletion_time.CopyFrom(_timestamp(due_us))
+        brought = await self._vault.adopted_key(account)
+        if brought is not None:
+            key.adopted_key = brought.key
+        move = await self._moves.progress(account.id)
+        if move is not None:
+            key.move.CopyFrom(
+                key_service_pb2.KeyMove(
+                    version=move.version,
+                    provider=move.provider,
+                    start_time=_timestamp(move.start_us),
+                    rewrapped_data_keys=move.rewrapped,
+                    data_keys=move.data_keys,
+                )
+            )
         return key
 
     def _key(self, account: AccountRecord) -> key_service_pb2.Key:
@@ -142,8 +169,24 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     ) -> AsyncIterator[audit_service_pb2.ExportAccountEventsResponse]:
         """Streams the chain of the account that an operator names."""
         # The method is in the context, and the edge signs it for operator tokens alone.
-        async for line in self._checkpoints.export_any(request.account_id):
+        operator = Asker(peer_service(context), current_caller().context)
+        async for line in self._checkpoints.export_any(operator, request.account_id):
             yield audit_service_pb2.ExportAccountEventsResponse(line=line)
+
+
+def _wanted(request: key_service_pb2.BindKeyRequest) -> tuple[str, KeyReference | None]:
+    """The provider and the key in its words; no key: one of the installation's own."""
+    match request.WhichOneof("key"):
+        case "aws":
+            return "aws", KeyReference(request.aws.arn, request.aws.role_arn)
+        case "transit":
+            return "transit", KeyReference(f"{request.transit.mount}/{request.transit.name}")
+        case "pkcs11":
+            return "pkcs11", KeyReference(request.pkcs11.label)
+        case "installation":
+            return "", None
+        case _:
+            raise invalid("key", "is missing")
 
 
 def _event(record: AuditRecord) -> audit_service_pb2.AuditEvent:

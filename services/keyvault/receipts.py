@@ -7,8 +7,9 @@ The fields of a receipt beside those of every statement:
     data_keys               how many data keys were destroyed
     data_key_ids            their ids in order, the first 1,000
     data_key_ids_sha256     hex SHA-256 over all of the ids, in order, with a line end after each
-    account_keys            of an account: [version, provider] of each of its KMS keys
-    kms_due_us              when the KMS itself has destroyed them at the latest; often the same as destroy_us
+    account_keys            of an account: [version, provider] of each of its KMS keys; of one that the
+                            account brought: [version, provider, "adopted"], which its owner still has
+    kms_due_us              when the KMS has destroyed our own at the latest; often the same as destroy_us
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 
+from services.keyvault.kms.protocol import WAIT_DAYS
+from services.keyvault.kms.registry import marks_adopted
 from services.keyvault.statements import RECEIPT, StatementSigner, canonical
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
 _IDS_MAX = 1_000
 _DAY_US = 86_400_000_000
-# A KMS that destroys keys only after a wait of its own, in days.
-_KMS_WAIT_DAYS = {"aws": 7}
 
 
 class Receipts:
@@ -44,8 +45,8 @@ def record_destruction(tx: Transaction, account: str, resource: str, now_us: int
     if tx.destruction(account, resource) is not None:
         return
     ids = tx.data_key_ids(account, resource)
-    account_keys = [] if resource else tx.account_key_places(account)
-    wait_days = max((_KMS_WAIT_DAYS.get(provider, 0) for _, provider in account_keys), default=0)
+    account_keys = [] if resource else _places(tx, account)
+    waits = [WAIT_DAYS.get(str(place[1]), 0) for place in account_keys if len(place) == 2]
     facts = {
         "account": account,
         "resource": resource,
@@ -54,6 +55,13 @@ def record_destruction(tx: Transaction, account: str, resource: str, now_us: int
         "data_key_ids": ids[:_IDS_MAX],
         "data_key_ids_sha256": hashlib.sha256("".join(f"{key}\n" for key in ids).encode()).hexdigest(),
         "account_keys": account_keys,
-        "kms_due_us": now_us + wait_days * _DAY_US,
+        "kms_due_us": now_us + max(waits, default=0) * _DAY_US,
     }
     tx.add_destruction(account, resource, canonical(facts))
+
+
+def _places(tx: Transaction, account: str) -> list[list[int | str]]:
+    return [
+        [version, provider, *(["adopted"] if marks_adopted(handle) else [])]
+        for version, provider, handle in tx.account_key_handles(account)
+    ]

@@ -64,6 +64,30 @@ class DataKeyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """An account on its way to another key, and who wanted that; times as in AccountRecord."""
+
+    key: AccountKey
+    start_us: int
+    action: str
+    peer: str
+    token_id: str
+    method: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveProgress:
+    """How far a move is: data keys wrapped under the new key already, and all."""
+
+    version: int
+    provider: str
+    start_us: int
+    rewrapped: int
+    data_keys: int
+
+
+@dataclass(frozen=True, slots=True)
 class PermitRecord:
     """A permit that was issued for a job."""
 

@@ -63,6 +63,44 @@ DATA_KEYS = sa.Table(
     ),
 )
 
+# An account on its way to another key: made already, and in force for nothing until all is re-wrapped.
+KEY_MOVES = sa.Table(
+    "key_moves",
+    METADATA,
+    sa.Column("account", sa.String(32), sa.ForeignKey("accounts.id"), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("provider", sa.String(16), nullable=False),
+    sa.Column("handle", sa.LargeBinary, nullable=False),
+    sa.Column("start_us", sa.BigInteger, nullable=False),
+    # What the audit chain is to say of it, also after a restart.
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("peer", sa.String(64), nullable=False),
+    sa.Column("token_id", sa.String(64), nullable=False),
+    sa.Column("method", sa.String(200), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+)
+
+# Data keys wrapped under the key that their account moves to, beside their present wrapping.
+REWRAPPED = sa.Table(
+    "rewrapped",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("account", sa.String(32), nullable=False),
+    sa.Column("wrapped", sa.LargeBinary, nullable=False),
+    sa.Index("rewrapped_by_account", "account"),
+)
+
+# Keys with nothing under them that their KMS has not destroyed yet.
+RETIRED_KEYS = sa.Table(
+    "retired_keys",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("account", sa.String(32), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("provider", sa.String(16), nullable=False),
+    sa.Column("handle", sa.LargeBinary, nullable=False),
+)
+
 # Destroyed for good: resource ids are never used again, so no key is ever made again under one.
 DESTROYED_RESOURCES = sa.Table(
     "destroyed_resources",

@@ -49,6 +49,8 @@ class Store:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._jobs: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
+        self._scrub: asyncio.Task[None] | None = None
+        self._scrubbing = asyncio.Lock()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="keyvault-read")
         self._writer = threading.Thread(target=self._write_batches, name="keyvault-write", daemon=True)
         self._writer.start()
@@ -79,8 +81,13 @@ class Store:
 
     async def scrub(self) -> None:
         """Removes deleted rows from the files of the database as well, as far as the database lets us."""
-        if self._engine.dialect.name == "sqlite":
-            await asyncio.get_running_loop().run_in_executor(self._readers, self._truncate_log)
+        if self._engine.dialect.name != "sqlite":
+            return
+        # Those who come while one waits for its turn share it.
+        scrub = self._scrub
+        if scrub is None:
+            scrub = self._scrub = asyncio.create_task(self._scrub_next())
+        await asyncio.shield(scrub)
 
     def close(self) -> None:
         """Finishes what is waiting and closes the database."""
@@ -95,6 +102,12 @@ class Store:
                 return step(Transaction(connection, writes=False))
         except sa.exc.SQLAlchemyError as error:
             raise _storage_error(error) from error
+
+    async def _scrub_next(self) -> None:
+        async with self._scrubbing:
+            # From here on a newcomer's rows may be too late for this one.
+            self._scrub = None
+            await asyncio.get_running_loop().run_in_executor(self._readers, self._truncate_log)
 
     def _truncate_log(self) -> None:
         # Outside a transaction; a busy reader only means that the next checkpoint does it.

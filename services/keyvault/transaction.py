@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from services.keyvault import audit
 from services.keyvault.audit import Act, AuditRecord
 from services.keyvault.destructions import DestructionStatements
+from services.keyvault.movements import MoveStatements
 from services.keyvault.records import (
     AccountKey,
     AccountRecord,
@@ -69,7 +70,7 @@ _MOVE_CHAIN_END = (
 )
 
 
-class Transaction(DestructionStatements):
+class Transaction(DestructionStatements, MoveStatements):
     """The statements that the domain needs. Values only: nothing here decides."""
 
     def __init__(self, connection: sa.Connection, *, writes: bool) -> None:
@@ -153,10 +154,6 @@ class Transaction(DestructionStatements):
             for row in self._connection.execute(query)
         ]
 
-    def providers(self) -> frozenset[str]:
-        """Every KMS that holds a key of an account."""
-        return frozenset(self._connection.execute(sa.select(ACCOUNT_KEYS.c.provider).distinct()).scalars())
-
     def delete_account_keys_below(self, account: str, version: int) -> None:
         """Destroys the versions before one; the database refuses where a data key still needs them."""
         self._connection.execute(
@@ -173,11 +170,6 @@ class Transaction(DestructionStatements):
         query = _CERTAIN_DATA_KEY if wrapping.key_id else _CURRENT_DATA_KEY
         row = self._connection.execute(query, values).one_or_none()
         return None if row is None else _data_key(row)
-
-    def data_keys_below(self, account: str, version: int) -> list[DataKeyRecord]:
-        """The data keys that versions before one wrap."""
-        query = sa.select(DATA_KEYS).where(DATA_KEYS.c.account == account, DATA_KEYS.c.version < version)
-        return [_data_key(row) for row in self._connection.execute(query)]
 
     def add_data_key(self, record: DataKeyRecord, now_us: int) -> None:
         """Adds the current data key of a resource and purpose."""
@@ -197,21 +189,6 @@ class Transaction(DestructionStatements):
         )
         self._connection.execute(_COUNT_DATA_KEY, {"account": wrapping.account})
 
-    def rewrap_data_keys(self, records: list[DataKeyRecord]) -> None:
-        """Replaces the wrapping of data keys."""
-        if not records:
-            return
-        statement = (
-            sa.update(DATA_KEYS)
-            .where(DATA_KEYS.c.id == sa.bindparam("key"))
-            .values(version=sa.bindparam("new_version"), wrapped=sa.bindparam("new_wrapped"))
-        )
-        rows = [
-            {"key": record.wrapping.key_id, "new_version": record.version, "new_wrapped": record.wrapped}
-            for record in records
-        ]
-        self._connection.execute(statement, rows)
-
     def purposes(self, account: str, resource: str) -> frozenset[str]:
         """The purposes for which a resource has data keys."""
         query = sa.select(DATA_KEYS.c.purpose).where(
@@ -226,6 +203,7 @@ class Transaction(DestructionStatements):
 
     def destroy_resource(self, account: str, resource: str, now_us: int) -> None:
         """Deletes a resource's data keys and remembers that it is gone."""
+        self.forget_rewrapped(account, resource)
         gone = self._connection.execute(
             sa.delete(DATA_KEYS).where(DATA_KEYS.c.account == account, DATA_KEYS.c.resource == resource)
         )
@@ -237,6 +215,7 @@ class Transaction(DestructionStatements):
 
     def destroy_account(self, account: str) -> None:
         """Deletes every key and permit of an account; its row and its audit chain stay."""
+        self.end_move(account)
         for table in (DATA_KEYS, ACCOUNT_KEYS, PERMITS, DESTROYED_RESOURCES, KEY_DELETIONS):
             self._connection.execute(sa.delete(table).where(table.c.account == account))
         self.update_account(account, state=KeyState.DESTROYED.value, data_keys=0)

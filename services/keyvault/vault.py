@@ -1,4 +1,4 @@
-"""The life of an account's KMS key: made once, rotated, disabled and enabled, destroyed.
+"""The life of an account's KMS key: made once, disabled and enabled, destroyed (moves.py: rotated, bound).
 
 Every change is durable and in the audit chain before it is answered, and told to the services at
 once. An account has one key: making it again changes nothing, and a destroyed one never returns.
@@ -6,22 +6,22 @@ once. An account has one key: making it again changes nothing, and a destroyed o
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import re
 from functools import partial
 
 from services.common import ids
 from services.common.clock import Clock
-from services.common.errors import Aborted, SealcombError, invalid
-from services.keyvault import policy
+from services.common.errors import SealcombError, invalid
 from services.keyvault.asker import Asker
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
+from services.keyvault.kms.protocol import KeyReference
 from services.keyvault.kms.registry import KmsRegistry
-from services.keyvault.policy import AccountUnknown, KeyPendingDeletion
+from services.keyvault.policy import AccountUnknown, KeyPendingDeletion, known
 from services.keyvault.receipts import record_destruction
-from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord, KeyState
+from services.keyvault.records import AccountKey, AccountRecord, KeyState
+from services.keyvault.retirement import Retirements
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
@@ -31,8 +31,6 @@ _FINGERPRINT = "kms"
 _FILE = "file"
 _WRONG = {_FILE: "the root key is not the one of this database; restore the right one"}
 _WRONG_KMS = "the settings of the KMS {!r} name another one than this database's; set them back"
-_ROTATION_TRIES = 10
-_REWRAPS_A_TURN = 64
 _ACTION = re.compile(r"(account|token)\.[a-z_]{1,40}")
 _RESOURCE = re.compile(r"[0-9A-Za-z]{0,64}")
 
@@ -53,7 +51,7 @@ class Vault:
         self._clock = clock
         # What was committed is also told, although the caller has hung up in between.
         self._completion = completion
-        self._rotating: set[str] = set()
+        self._retirements = Retirements(store, kms)
 
     async def bind_installation(self) -> None:
         """Binds a database to each KMS that is new to it.
@@ -85,17 +83,12 @@ class Vault:
 
     async def describe(self, asker: Asker) -> AccountRecord:
         """The account as it is. Raises AccountUnknown."""
-        return _known(await self._store.read(lambda tx: tx.account(asker.account)))
+        return known(await self._store.read(lambda tx: tx.account(asker.account)))
 
-    async def rotate(self, asker: Asker) -> AccountRecord:
-        """Makes a new version of the key, re-wraps every data key with it and destroys the old version.
-
-        All or nothing, in one transaction. Data keys stay the same, so nothing is sealed anew.
-        """
-        if asker.account in self._rotating:
-            raise Aborted("the key is being rotated by another call; repeat the call if need be")
-        self._rotating.add(asker.account)
-        return await self._completion.run(self._rotate(asker))
+    async def adopted_key(self, account: AccountRecord) -> KeyReference | None:
+        """Which key of its own the account brought; None: a key of the installation's."""
+        key = await self._store.read(lambda tx: tx.account_key(account.id, account.version))
+        return None if key is None else self._kms.reference_of(key)
 
     async def disable(self, asker: Asker) -> AccountRecord:
         """Refuses every release from now on, and ends the account's permits."""
@@ -129,44 +122,18 @@ class Vault:
             raise invalid("resource", "is not an id")
         await self._store.write(partial(self._append, asker, action, resource, None))
 
-    async def _rotate(self, asker: Asker) -> AccountRecord:
-        try:
-            return await self._rotate_alone(asker)
-        finally:
-            self._rotating.discard(asker.account)
-
-    async def _rotate_alone(self, asker: Asker) -> AccountRecord:
-        account, old = await self._store.read(partial(_with_keys, asker.account))
-        refusal = policy.account_refusal(account)
-        if refusal is not None:
-            await self._store.write(partial(self._append, asker, "key.rotate", "", refusal))
-            raise refusal
-        new = await self._kms.next_key(old[account.version], account.version + 1)
-        rewrapped: dict[str, DataKeyRecord] = {}
-        for _ in range(_ROTATION_TRIES):
-            for record in await self._store.read(lambda tx: tx.data_keys_below(asker.account, new.version)):
-                if record.wrapping.key_id not in rewrapped:
-                    rewrapped[record.wrapping.key_id] = await self._rewrap(old[record.version], new, record)
-                    if len(rewrapped) % _REWRAPS_A_TURN == 0:
-                        await asyncio.sleep(0)
-            after = await self._store.write(
-                partial(self._commit_rotation, asker, account.version, new, rewrapped)
-            )
-            if after is not None:
-                for key in old.values():
-                    await self._kms.destroy_key(key)
-                await self._store.scrub()
-                return after
-        raise Aborted("the account makes data keys faster than they are re-wrapped; repeat the call")
-
     async def _disable(self, asker: Asker) -> AccountRecord:
-        after = await self._store.write(partial(self._set_state, asker, KeyState.DISABLED, "key.disable"))
+        after = _or_raise(
+            await self._store.write(partial(self._set_state, asker, KeyState.DISABLED, "key.disable"))
+        )
         self._kms.forget(asker.account)
         self._events.publish(KeyChange.DISABLED, asker.account)
         return after
 
     async def _enable(self, asker: Asker) -> AccountRecord:
-        after = await self._store.write(partial(self._set_state, asker, KeyState.ENABLED, "key.enable"))
+        after = _or_raise(
+            await self._store.write(partial(self._set_state, asker, KeyState.ENABLED, "key.enable"))
+        )
         self._events.publish(KeyChange.ENABLED, asker.account)
         return after
 
@@ -185,9 +152,7 @@ class Vault:
             return
         self._kms.forget(asker.account)
         self._events.publish(KeyChange.ACCOUNT_DESTROYED, asker.account)
-        for key in keys:
-            await self._kms.destroy_key(key)
-        await self._store.scrub()
+        await self._retirements.destroy(asker.account, keys)
 
     # What follows runs inside a transaction.
 
@@ -196,21 +161,25 @@ class Vault:
             return False
         now_us = self._now_us()
         tx.add_account(key, now_us)
-        tx.append(_known(tx.account(asker.account)), asker.act(now_us, "key.provision"))
+        tx.append(known(tx.account(asker.account)), asker.act(now_us, "key.provision"))
         return True
 
-    def _set_state(self, asker: Asker, state: KeyState, action: str, tx: Transaction) -> AccountRecord:
-        account = _known(tx.account(asker.account))
+    def _set_state(
+        self, asker: Asker, state: KeyState, action: str, tx: Transaction
+    ) -> AccountRecord | SealcombError:
+        account = known(tx.account(asker.account))
         if account.state is KeyState.PENDING_DELETION:
-            raise KeyPendingDeletion
+            refusal = KeyPendingDeletion()
+            tx.append(account, asker.act(self._now_us(), action, refusal=refusal))
+            return refusal
         tx.update_account(account.id, state=state.value)
         if state is not KeyState.ENABLED:
             tx.end_permits(account.id)
         tx.append(account, asker.act(self._now_us(), action))
-        return _known(tx.account(account.id))
+        return known(tx.account(account.id))
 
     def _set_suspended(self, asker: Asker, suspended: bool, tx: Transaction) -> None:
-        account = _known(tx.account(asker.account))
+        account = known(tx.account(asker.account))
         tx.update_account(account.id, suspended=suspended)
         if suspended:
             tx.end_permits(account.id)
@@ -226,8 +195,12 @@ class Vault:
         if only_due and now_us < (tx.deletion_due_us(account.id) or now_us + 1):
             return None
         keys = tx.account_keys(account.id)
+        move = tx.move(account.id)
+        if move is not None:
+            keys.append(move.key)
         record_destruction(tx, account.id, "", now_us)
         tx.destroy_account(account.id)
+        self._retirements.retire(tx, keys)
         tx.append(account, asker.act(now_us, "key.destroy"))
         return keys
 
@@ -238,35 +211,6 @@ class Vault:
         if account is None:
             raise AccountUnknown
         tx.append(account, asker.act(self._now_us(), action, resource, refusal))
-
-    def _commit_rotation(
-        self,
-        asker: Asker,
-        old_version: int,
-        new: AccountKey,
-        rewrapped: dict[str, DataKeyRecord],
-        tx: Transaction,
-    ) -> AccountRecord | None:
-        account = _known(tx.account(asker.account))
-        refusal = policy.account_refusal(account)
-        if refusal is not None:
-            raise refusal
-        if account.version != old_version:
-            raise Aborted("the key was rotated by another call at the same time; repeat the call if need be")
-        present = [record.wrapping.key_id for record in tx.data_keys_below(account.id, new.version)]
-        if not rewrapped.keys() >= set(present):
-            return None
-        now_us = self._now_us()
-        tx.add_account_key(new)
-        tx.rewrap_data_keys([rewrapped[key_id] for key_id in present])
-        tx.delete_account_keys_below(account.id, new.version)
-        tx.update_account(account.id, version=new.version, rotate_us=now_us)
-        tx.append(account, asker.act(now_us, "key.rotate"))
-        return _known(tx.account(account.id))
-
-    async def _rewrap(self, old: AccountKey, new: AccountKey, record: DataKeyRecord) -> DataKeyRecord:
-        secret = await self._kms.unwrap(old, record.wrapping, record.wrapped)
-        return DataKeyRecord(record.wrapping, new.version, await self._kms.wrap(new, record.wrapping, secret))
 
     def _now_us(self) -> int:
         return int(self._clock.now_s() * 1e6)
@@ -280,11 +224,7 @@ def _bind(name: str, fingerprint: bytes, tx: Transaction) -> None:
     tx.set_installation_value(name, fingerprint)
 
 
-def _with_keys(account: str, tx: Transaction) -> tuple[AccountRecord, dict[int, AccountKey]]:
-    return _known(tx.account(account)), {key.version: key for key in tx.account_keys(account)}
-
-
-def _known(account: AccountRecord | None) -> AccountRecord:
-    if account is None or account.state is KeyState.DESTROYED:
-        raise AccountUnknown
-    return account
+def _or_raise(answer: AccountRecord | SealcombError) -> AccountRecord:
+    if isinstance(answer, SealcombError):
+        raise answer
+    return answer

@@ -201,6 +201,9 @@ def prepare(settings: StandaloneSettings) -> Layout:
     except (PortTaken, InstallationDamaged) as error:
         raise StartFailed(str(error)) from error
     write_file(data / "ca.pem", installation.edge_ca_file.read_bytes(), 0o644)
+    # What deletion receipts and checkpoints are checked with.
+    signed_by = installation.context_trust_dir / "keyvault.pub.pem"
+    write_file(data / "keyvault.pub.pem", signed_by.read_bytes(), 0o644)
     if settings.needs_default_model:
         _say("preparing the embedding model (once) ...")
         done = subprocess.run([sys.executable, "-P", "-m", "services.ingest.prepare_model"], check=False)

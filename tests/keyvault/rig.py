@@ -32,6 +32,7 @@ from services.keyvault.events import KeyEvents
 from services.keyvault.kms.binding import Handle
 from services.keyvault.kms.protocol import KeyReference, Kms
 from services.keyvault.kms.registry import KmsRegistry
+from services.keyvault.moves import Moves
 from services.keyvault.permits import Permits
 from services.keyvault.receipts import Receipts
 from services.keyvault.records import AccountKey, Wrapping
@@ -139,6 +140,7 @@ class Rig:
         )
         self.alarms = Alarms("keyvault", self.clock)
         self.gate = ReleaseGate(self.releases, self.clock, 500.0, self.alarms)
+        self.moves = Moves(self.store, self.registry, self.clock)
         self.signing_key = Ed25519PrivateKey.generate()
         self.grants = ContextVerifier(
             GRANT_AUDIENCE, {"keyvault": self.signing_key.public_key()}, self.clock, GRANT_LIFE_S_MAX

@@ -158,9 +158,9 @@ async def test_a_lived_life_verifies_and_leaks_nothing(rig: Rig) -> None:
     account = await rig.account()
     odd = rig.asker(account, token_id=_CANARY, request_id=_CANARY, method=f"/sealcomb.v1.S/{_CANARY}")
     key = await rig.releases.release(odd, ids.new_id(), "collection")
-    await rig.vault.rotate(odd)
+    await rig.moves.rotate(odd)
     await rig.vault.disable(odd)
-    for attempt in (rig.releases.release(odd, ids.new_id(), "collection"), rig.vault.rotate(odd)):
+    for attempt in (rig.releases.release(odd, ids.new_id(), "collection"), rig.moves.rotate(odd)):
         with pytest.raises(Exception, match="disabled"):
             await attempt
     await rig.vault.enable(odd)

@@ -104,10 +104,13 @@ async def test_a_destroyed_accounts_chain_can_still_be_exported_and_an_unknown_o
 ) -> None:
     rig, account, key = busy
     await rig.vault.destroy(rig.asker(account))
-    lines = [line async for line in rig.checkpoints.export_any(account)]
+    operator = rig.asker("", "gateway", "/sealcomb.v1.AuditService/ExportAccountEvents")
+    lines = [line async for line in rig.checkpoints.export_any(operator, account)]
     assert verify_chain(lines, public_key=key) is not None
+    assert (await rig.acts(account))[-1] == ("audit.export", "gateway", "ok")
+    assert '"action":"audit.export"' in lines[-2]
     for unknown in (ids.new_id(), "installation", ""):
         with pytest.raises(AccountUnknown):
-            [line async for line in rig.checkpoints.export_any(unknown)]
+            [line async for line in rig.checkpoints.export_any(operator, unknown)]
     with pytest.raises(AccountUnknown):
         await rig.checkpoints.of(ids.new_id())

@@ -97,8 +97,15 @@ async def test_a_key_that_waits_for_deletion_is_not_switched_by_other_means(rig:
     with pytest.raises(KeyPendingDeletion):
         await rig.deletions.schedule(rig.asker(account), 7)
     with pytest.raises(SealcombError):
-        await rig.vault.rotate(rig.asker(account))
+        await rig.moves.rotate(rig.asker(account))
     assert await rig.deletions.due_us(account) == due_us
+    refused = [(action, outcome) for action, _, outcome in await rig.acts(account) if outcome != "ok"]
+    assert refused == [
+        ("key.enable", "KEY_PENDING_DELETION"),
+        ("key.disable", "KEY_PENDING_DELETION"),
+        ("key.schedule_deletion", "KEY_PENDING_DELETION"),
+        ("key.rotate", "KEY_DISABLED"),
+    ]
 
 
 @pytest.mark.parametrize("days", [1, 6, 31, 4_000_000_000])

@@ -504,7 +504,7 @@ async def test_no_plaintext_key_is_in_the_database(rig: Rig) -> None:
         (await rig.releases.release(rig.asker(account), ids.new_id(), "collection")).secret for _ in range(20)
     ]
     with contextlib.suppress(SealcombError):
-        await rig.vault.rotate(rig.asker(account))
+        await rig.moves.rotate(rig.asker(account))
     stored = rig.files()
     assert b"data_keys" in stored
     assert not any(secret in stored or secret.hex().encode() in stored for secret in secrets)

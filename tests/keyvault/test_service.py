@@ -104,7 +104,7 @@ async def service(tmp_path: Path) -> AsyncIterator[_Service]:
         server.grpc_server,
     )
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-        KeyServicer(rig.vault, rig.deletions, rig.receipts), server.grpc_server
+        KeyServicer(rig.vault, rig.moves, rig.deletions, rig.receipts), server.grpc_server
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
         AuditServicer(rig.chain, rig.checkpoints), server.grpc_server
@@ -229,7 +229,7 @@ async def test_peers_reach_their_own_methods_alone(service: _Service) -> None:
         assert await _reason(service.client("gateway").destroy_resource(ids.new_id())) == refused
     rules = rules_for("keyvault")
     assert {path for path in rules if "KeyService/" in path or "AuditService/" in path} == {
-        *(_KEYS + name for name in ("GetKey", "RotateKey", "DisableKey", "EnableKey")),
+        *(_KEYS + name for name in ("GetKey", "RotateKey", "BindKey", "DisableKey", "EnableKey")),
         *(_KEYS + name for name in ("ScheduleKeyDeletion", "CancelKeyDeletion")),
         *(_AUDIT + name for name in ("ListEvents", "ExportEvents", "GetCheckpoint", "ExportAccountEvents")),
     }
@@ -254,6 +254,27 @@ async def test_public_methods_describe_rotate_and_switch_the_key(service: _Servi
     off = (await service.public(_KEYS + "DisableKey", key_service_pb2.DisableKeyRequest())).key
     on = (await service.public(_KEYS + "EnableKey", key_service_pb2.EnableKeyRequest())).key
     assert (off.state, on.state) == (key_service_pb2.KEY_STATE_DISABLED, key_service_pb2.KEY_STATE_ENABLED)
+
+
+async def test_a_key_is_bound_by_its_owner_alone_and_only_where_there_is_a_kms_for_it(
+    service: _Service,
+) -> None:
+    bound = key_service_pb2.BindKeyRequest(installation=key_service_pb2.InstallationKey())
+    key = (await service.public(_KEYS + "BindKey", bound)).key
+    assert (key.version, key.provider, key.adopted_key, key.HasField("move")) == (2, "file", "", False)
+    for request in (
+        key_service_pb2.BindKeyRequest(),
+        key_service_pb2.BindKeyRequest(aws=key_service_pb2.AwsKey(arn="arn")),
+        key_service_pb2.BindKeyRequest(transit=key_service_pb2.TransitKey(mount="m", name="n")),
+        key_service_pb2.BindKeyRequest(pkcs11=key_service_pb2.Pkcs11Key(label="l")),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            await service.public(_KEYS + "BindKey", request)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    stub = key_service_pb2_grpc.KeyServiceStub(service.channel("gateway"))
+    with service.calling(_KEYS + "GetKey"):
+        call = stub.BindKey(bound, metadata=context_metadata(), timeout=5)
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_the_audit_chain_is_listed_and_exported_also_while_the_key_is_off(service: _Service) -> None:
@@ -425,7 +446,11 @@ async def test_a_checkpoint_and_the_operators_export_come_over_the_wire(service:
     with service.calling(_AUDIT + "ExportAccountEvents", account="", scopes=("operator",)):
         stream = stub.ExportAccountEvents(request, metadata=context_metadata(), timeout=5)
         lines = [part.line async for part in stream]
-    assert verify_chain(lines, head, key) == head
+    after = verify_chain(lines, head, key)
+    # That it was read is a record of its own.
+    assert after is not None
+    assert head is not None
+    assert after.sequence == head.sequence + 1
 
 
 async def test_an_accounts_context_of_another_method_exports_no_other_account(service: _Service) -> None:

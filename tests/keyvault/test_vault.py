@@ -19,6 +19,7 @@ from services.keyvault import vault
 from services.keyvault.events import KeyChange
 from services.keyvault.kms.file import FileKms
 from services.keyvault.kms.registry import KmsRegistry
+from services.keyvault.moves import Moves
 from services.keyvault.policy import AccountUnknown
 from services.keyvault.records import AccountRecord, KeyState
 from services.keyvault.transaction import Transaction
@@ -72,14 +73,14 @@ async def test_rotation_keeps_every_data_key_and_destroys_the_old_version(rig: R
     old_handle = rig.sql("select handle from account_keys")[0][0]
     old_wrapped = {row[0] for row in rig.sql("select wrapped from data_keys")}
     rig.clock.time_s += 60
-    after = await rig.vault.rotate(asker)
+    after = await rig.moves.rotate(asker)
     assert (after.version, after.data_keys, after.rotate_us) == (2, 150, int(rig.clock.now_s() * 1e6))
     assert rig.sql("select version from account_keys") == [(2,)]
     assert rig.sql("select distinct version from data_keys") == [(2,)]
     assert not old_wrapped & {row[0] for row in rig.sql("select wrapped from data_keys")}
     assert old_handle not in rig.files()
     assert [await rig.releases.release(asker, resource, "collection") for resource in resources] == before
-    assert (await rig.vault.rotate(asker)).version == 3
+    assert (await rig.moves.rotate(asker)).version == 3
     assert [act[0] for act in await rig.acts(account)].count("key.rotate") == 2
 
 
@@ -89,7 +90,7 @@ async def test_keys_that_left_with_the_old_version_do_not_open_under_the_new_one
     asker = rig.asker(account)
     await rig.releases.release(asker, _RESOURCE, "collection")
     old = rig.sql("select wrapped from data_keys")[0][0]
-    await rig.vault.rotate(asker)
+    await rig.moves.rotate(asker)
     rig.sql("update data_keys set wrapped=:old", old=old)
     with pytest.raises(Exception, match="does not open"):
         await rig.releases.release(asker, _RESOURCE, "collection")
@@ -118,7 +119,7 @@ async def test_releases_go_on_during_rotations(rig: Rig) -> None:
     workers = [asyncio.create_task(work()) for work in (read, make)]
     for _ in range(5):
         with contextlib.suppress(Aborted):
-            await rig.vault.rotate(asker)
+            await rig.moves.rotate(asker)
     done.set()
     await asyncio.gather(*workers)
     version = (await rig.vault.describe(asker)).version
@@ -137,10 +138,10 @@ async def test_a_rotation_that_fails_half_way_changed_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Transaction, "delete_account_keys_below", _fail)
         with pytest.raises(RuntimeError):
-            await rig.vault.rotate(asker)
+            await rig.moves.rotate(asker)
     assert (rig.sql("select * from data_keys"), rig.sql("select * from account_keys")) == before
     assert await rig.releases.release(asker, _RESOURCE, "collection") == key
-    await rig.vault.rotate(asker)
+    await rig.moves.rotate(asker)
     assert await rig.releases.release(asker, _RESOURCE, "collection") == key
 
 
@@ -160,9 +161,9 @@ def die(self, *_arguments):
 
 async def main(database, account, method):
     rig = Rig(Path(database), FileKms(bytes(range(32))))
-    await rig.vault.rotate(rig.asker(account))
+    await rig.moves.rotate(rig.asker(account))
     setattr(Transaction, method, die)
-    await rig.vault.rotate(rig.asker(account))
+    await rig.moves.rotate(rig.asker(account))
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -170,7 +171,15 @@ asyncio.run(main(*sys.argv[1:]))
 
 @pytest.mark.parametrize(
     "method",
-    ["data_keys_below", "add_account_key", "rewrap_data_keys", "delete_account_keys_below", "append"],
+    [
+        "data_keys_to_rewrap",
+        "begin_move",
+        "stage",
+        "add_account_key",
+        "rewrap_data_keys",
+        "delete_account_keys_below",
+        "append",
+    ],
 )
 async def test_kill_9_at_any_step_of_a_rotation_loses_no_key(tmp_path: Path, method: str) -> None:
     """D20: killed between two statements, all opens as before, and the next rotation succeeds."""
@@ -187,7 +196,7 @@ async def test_kill_9_at_any_step_of_a_rotation_loses_no_key(tmp_path: Path, met
     rig = Rig(rig.database, FileKms(bytes(range(32))))
     assert rig.sql("select distinct version from data_keys") == [(2,)]
     assert [await rig.releases.release(asker, resource, "collection") for resource in resources] == before
-    assert (await rig.vault.rotate(asker)).version == 3
+    assert (await rig.moves.rotate(asker)).version == 3
     assert [await rig.releases.release(asker, resource, "collection") for resource in resources] == before
     verify_chain(await rig.lines(account))
     rig.close()
@@ -198,17 +207,17 @@ async def test_a_rotation_with_a_data_key_that_does_not_open_changes_nothing(rig
     await rig.releases.release(rig.asker(account), _RESOURCE, "collection")
     rig.sql("update data_keys set wrapped=x'00'")
     with pytest.raises(Exception, match="does not open"):
-        await rig.vault.rotate(rig.asker(account))
+        await rig.moves.rotate(rig.asker(account))
     assert rig.sql("select version from account_keys") == [(1,)]
 
 
 async def test_one_rotation_of_an_account_runs_at_a_time(rig: Rig) -> None:
     account, other = await rig.account(), await rig.account()
-    calls = [rig.vault.rotate(rig.asker(who)) for who in [account] * 10 + [other]]
+    calls = [rig.moves.rotate(rig.asker(who)) for who in [account] * 10 + [other]]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [isinstance(result, AccountRecord) for result in results] == [True] + [False] * 9 + [True]
     assert all(isinstance(result, AccountRecord | Aborted) for result in results)
-    assert (await rig.vault.rotate(rig.asker(account))).version == 3
+    assert (await rig.moves.rotate(rig.asker(account))).version == 3
 
 
 async def test_a_rotation_in_another_process_is_noticed(rig: Rig, tmp_path: Path) -> None:
@@ -217,26 +226,27 @@ async def test_a_rotation_in_another_process_is_noticed(rig: Rig, tmp_path: Path
     await rig.releases.release(rig.asker(account), _RESOURCE, "collection")
     twin = Rig(tmp_path / "keyvault.db", rig.kms)
     results = await asyncio.gather(
-        *(one.vault.rotate(one.asker(account)) for one in (rig, twin)), return_exceptions=True
+        *(one.moves.rotate(one.asker(account)) for one in (rig, twin)), return_exceptions=True
     )
     twin.close()
     done = sorted(result.version for result in results if isinstance(result, AccountRecord))
-    assert done in ([2], [2, 3])
+    # The second may also have found the first on its way and finished it.
+    assert done in ([2], [2, 2], [2, 3])
     assert all(isinstance(result, AccountRecord | Aborted) for result in results)
     await rig.releases.release(rig.asker(account), _RESOURCE, "collection")
 
 
 async def test_a_rotation_that_cannot_keep_up_gives_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Vault, "_commit_rotation", lambda *_arguments: None)
+    monkeypatch.setattr(Moves, "_switch", lambda *_arguments: None)
     with pytest.raises(Aborted):
-        await rig.vault.rotate(rig.asker(await rig.account()))
+        await rig.moves.rotate(rig.asker(await rig.account()))
 
 
 async def test_a_disabled_key_is_not_rotated_and_the_attempt_is_recorded(rig: Rig) -> None:
     account = await rig.account()
     await rig.vault.disable(rig.asker(account))
     with pytest.raises(KeyDisabled):
-        await rig.vault.rotate(rig.asker(account))
+        await rig.moves.rotate(rig.asker(account))
     assert (await rig.acts(account))[-1] == ("key.rotate", "vectorstore", "KEY_DISABLED")
 
 
@@ -293,7 +303,7 @@ async def test_another_accounts_key_is_beyond_reach(rig: Rig) -> None:
     alice, bob = await rig.account(), await rig.account()
     key = await rig.releases.release(rig.asker(bob), _RESOURCE, "collection")
     before = rig.sql("select * from accounts where id=:id", id=bob)
-    await rig.vault.rotate(rig.asker(alice))
+    await rig.moves.rotate(rig.asker(alice))
     await rig.vault.disable(rig.asker(alice))
     await rig.vault.set_suspended(rig.asker(alice, "gateway"), True)
     await rig.vault.destroy(rig.asker(alice, "gateway"))
@@ -304,7 +314,7 @@ async def test_another_accounts_key_is_beyond_reach(rig: Rig) -> None:
 @pytest.mark.parametrize("act", ["describe", "rotate", "disable", "enable", "destroy"])
 async def test_an_unknown_account_is_told_so_by_every_act(rig: Rig, act: str) -> None:
     with pytest.raises(NotFound) as caught:
-        await getattr(rig.vault, act)(rig.asker(ids.new_id()))
+        await getattr(rig.moves if act == "rotate" else rig.vault, act)(rig.asker(ids.new_id()))
     assert caught.value.reason == "ACCOUNT_NOT_FOUND"
 
 
@@ -427,7 +437,7 @@ async def test_an_act_that_cannot_be_recorded_did_not_happen(rig: Rig) -> None:
     )
     before = rig.sql("select * from accounts"), rig.sql("select * from account_keys")
     acts = [
-        rig.vault.rotate,
+        rig.moves.rotate,
         rig.vault.disable,
         rig.vault.destroy,
         lambda asker: rig.vault.set_suspended(asker, True),

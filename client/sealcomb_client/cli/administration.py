@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sealcomb.v1.key_service_pb2 import AwsKey, InstallationKey, Pkcs11Key, TransitKey
 from sealcomb_client.cli.options import RECEIPT, Duration, keep_receipt
 from sealcomb_client.cli.session import Session, command
 
@@ -90,6 +91,37 @@ def get_key(session: Session) -> None:
 def rotate_key(session: Session) -> None:
     """Make a new version and re-wrap every data key with it."""
     session.output.value(session.client.keys.rotate())
+
+
+@command(keys, "bind-aws")
+@click.argument("arn")
+@click.option(
+    "--role", required=True, metavar="ARN", help="Role to act in; the account's id is its external id."
+)
+def bind_aws(session: Session, arn: str, role: str) -> None:
+    """Move the account to a KMS key of its own in AWS."""
+    session.output.value(session.client.keys.bind(AwsKey(arn=arn, role_arn=role)))
+
+
+@command(keys, "bind-transit")
+@click.argument("name")
+@click.option("--mount", required=True, help="Mount of the transit engine that the key is in.")
+def bind_transit(session: Session, name: str, mount: str) -> None:
+    """Move the account to a transit key of its own, whose NAME ends with the account's id."""
+    session.output.value(session.client.keys.bind(TransitKey(mount=mount, name=name)))
+
+
+@command(keys, "bind-pkcs11")
+@click.argument("label")
+def bind_pkcs11(session: Session, label: str) -> None:
+    """Move the account to a key of its own in the token, whose LABEL ends with the account's id."""
+    session.output.value(session.client.keys.bind(Pkcs11Key(label=label)))
+
+
+@command(keys, "bind-installation")
+def bind_installation(session: Session) -> None:
+    """Move the account back to a key of the installation's own KMS."""
+    session.output.value(session.client.keys.bind(InstallationKey()))
 
 
 @command(keys)

@@ -48,6 +48,8 @@ class Key(_message.Message):
     ROTATE_TIME_FIELD_NUMBER: _builtins.int
     DATA_KEYS_FIELD_NUMBER: _builtins.int
     DELETION_TIME_FIELD_NUMBER: _builtins.int
+    ADOPTED_KEY_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     state: Global___KeyState.ValueType
     version: _builtins.int
     """Counts from 1; each rotation adds one."""
@@ -55,6 +57,10 @@ class Key(_message.Message):
     """The KMS that holds it: file, aws, transit or pkcs11."""
     data_keys: _builtins.int
     """Data keys wrapped by it."""
+    adopted_key: _builtins.str
+    """Of a key that the account brought: its ARN, its mount and name, or its label. Such a key is never destroyed
+    or changed here.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -62,6 +68,10 @@ class Key(_message.Message):
     @_builtins.property
     def deletion_time(self) -> _timestamp_pb2.Timestamp:
         """When a key that is PENDING_DELETION is destroyed."""
+
+    @_builtins.property
+    def move(self) -> Global___KeyMove:
+        """Set while the account is on its way to another key."""
 
     def __init__(
         self,
@@ -73,14 +83,50 @@ class Key(_message.Message):
         rotate_time: _timestamp_pb2.Timestamp | None = ...,
         data_keys: _builtins.int = ...,
         deletion_time: _timestamp_pb2.Timestamp | None = ...,
+        adopted_key: _builtins.str = ...,
+        move: Global___KeyMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deletion_time", b"deletion_time", "rotate_time", b"rotate_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deletion_time", b"deletion_time", "move", b"move", "rotate_time", b"rotate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "data_keys", b"data_keys", "deletion_time", b"deletion_time", "provider", b"provider", "rotate_time", b"rotate_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_key", b"adopted_key", "create_time", b"create_time", "data_keys", b"data_keys", "deletion_time", b"deletion_time", "move", b"move", "provider", b"provider", "rotate_time", b"rotate_time", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Key: _TypeAlias = Key  # noqa: Y015
+
+@_typing.final
+class KeyMove(_message.Message):
+    """The present key serves until every data key is wrapped under the new one too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    REWRAPPED_DATA_KEYS_FIELD_NUMBER: _builtins.int
+    DATA_KEYS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    provider: _builtins.str
+    rewrapped_data_keys: _builtins.int
+    data_keys: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        provider: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        rewrapped_data_keys: _builtins.int = ...,
+        data_keys: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_keys", b"data_keys", "provider", b"provider", "rewrapped_data_keys", b"rewrapped_data_keys", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyMove: _TypeAlias = KeyMove  # noqa: Y015
 
 @_typing.final
 class GetKeyRequest(_message.Message):
@@ -151,6 +197,150 @@ class RotateKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+
+@_typing.final
+class BindKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AWS_FIELD_NUMBER: _builtins.int
+    TRANSIT_FIELD_NUMBER: _builtins.int
+    PKCS11_FIELD_NUMBER: _builtins.int
+    INSTALLATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def aws(self) -> Global___AwsKey:
+        """A KMS key in AWS."""
+
+    @_builtins.property
+    def transit(self) -> Global___TransitKey:
+        """A key in a transit mount of the installation's OpenBao or Vault."""
+
+    @_builtins.property
+    def pkcs11(self) -> Global___Pkcs11Key:
+        """A key in the installation's PKCS#11 token."""
+
+    @_builtins.property
+    def installation(self) -> Global___InstallationKey:
+        """A new key of the installation's own KMS."""
+
+    def __init__(
+        self,
+        *,
+        aws: Global___AwsKey | None = ...,
+        transit: Global___TransitKey | None = ...,
+        pkcs11: Global___Pkcs11Key | None = ...,
+        installation: Global___InstallationKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aws", b"aws", "installation", b"installation", "key", b"key", "pkcs11", b"pkcs11", "transit", b"transit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aws", b"aws", "installation", b"installation", "key", b"key", "pkcs11", b"pkcs11", "transit", b"transit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_key: _TypeAlias = _typing.Literal["aws", "transit", "pkcs11", "installation"]  # noqa: Y015
+    _WhichOneofArgType_key: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_key) -> _WhichOneofReturnType_key | None: ...
+
+Global___BindKeyRequest: _TypeAlias = BindKeyRequest  # noqa: Y015
+
+@_typing.final
+class AwsKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARN_FIELD_NUMBER: _builtins.int
+    ROLE_ARN_FIELD_NUMBER: _builtins.int
+    arn: _builtins.str
+    """Of the key, in keyvault's region; an alias is not taken."""
+    role_arn: _builtins.str
+    """Of the role that keyvault assumes to use it, with the account's id as external id."""
+    def __init__(
+        self,
+        *,
+        arn: _builtins.str = ...,
+        role_arn: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arn", b"arn", "role_arn", b"role_arn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwsKey: _TypeAlias = AwsKey  # noqa: Y015
+
+@_typing.final
+class TransitKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    mount: _builtins.str
+    name: _builtins.str
+    """Ends with the account's id."""
+    def __init__(
+        self,
+        *,
+        mount: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransitKey: _TypeAlias = TransitKey  # noqa: Y015
+
+@_typing.final
+class Pkcs11Key(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Ends with the account's id."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pkcs11Key: _TypeAlias = Pkcs11Key  # noqa: Y015
+
+@_typing.final
+class InstallationKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstallationKey: _TypeAlias = InstallationKey  # noqa: Y015
+
+@_typing.final
+class BindKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key: ...
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BindKeyResponse: _TypeAlias = BindKeyResponse  # noqa: Y015
 
 @_typing.final
 class DisableKeyRequest(_message.Message):

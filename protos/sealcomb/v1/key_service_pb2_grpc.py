@@ -45,6 +45,11 @@ class KeyServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_key__service__pb2.RotateKeyRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_key__service__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
+        self.BindKey = channel.unary_unary(
+                '/sealcomb.v1.KeyService/BindKey',
+                request_serializer=sealcomb_dot_v1_dot_key__service__pb2.BindKeyRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_key__service__pb2.BindKeyResponse.FromString,
+                _registered_method=True)
         self.DisableKey = channel.unary_unary(
                 '/sealcomb.v1.KeyService/DisableKey',
                 request_serializer=sealcomb_dot_v1_dot_key__service__pb2.DisableKeyRequest.SerializeToString,
@@ -80,6 +85,15 @@ class KeyServiceServicer:
 
     def RotateKey(self, request, context):
         """Makes a new version and re-wraps every data key with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BindKey(self, request, context):
+        """Moves the account to a key of its own that it brings, or back to one of the installation's, without a pause.
+        The key is proved fit first; a failure at any point leaves the present key in force. A move that takes
+        longer than the call goes on: GetKey shows how far it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +139,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.RotateKey,
                     request_deserializer=sealcomb_dot_v1_dot_key__service__pb2.RotateKeyRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_key__service__pb2.RotateKeyResponse.SerializeToString,
+            ),
+            'BindKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.BindKey,
+                    request_deserializer=sealcomb_dot_v1_dot_key__service__pb2.BindKeyRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_key__service__pb2.BindKeyResponse.SerializeToString,
             ),
             'DisableKey': grpc.unary_unary_rpc_method_handler(
                     servicer.DisableKey,
@@ -202,6 +221,33 @@ class KeyService:
             '/sealcomb.v1.KeyService/RotateKey',
             sealcomb_dot_v1_dot_key__service__pb2.RotateKeyRequest.SerializeToString,
             sealcomb_dot_v1_dot_key__service__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BindKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.KeyService/BindKey',
+            sealcomb_dot_v1_dot_key__service__pb2.BindKeyRequest.SerializeToString,
+            sealcomb_dot_v1_dot_key__service__pb2.BindKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

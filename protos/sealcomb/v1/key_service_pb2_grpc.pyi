@@ -37,6 +37,11 @@ class KeyServiceStub:
     """Describes the key."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RotateKeyRequest, _key_service_pb2.RotateKeyResponse]
     """Makes a new version and re-wraps every data key with it."""
+    BindKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.BindKeyRequest, _key_service_pb2.BindKeyResponse]
+    """Moves the account to a key of its own that it brings, or back to one of the installation's, without a pause.
+    The key is proved fit first; a failure at any point leaves the present key in force. A move that takes
+    longer than the call goes on: GetKey shows how far it is.
+    """
     DisableKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.DisableKeyRequest, _key_service_pb2.DisableKeyResponse]
     """Turns the account's data off: no service can open it until EnableKey."""
     EnableKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.EnableKeyRequest, _key_service_pb2.EnableKeyResponse]
@@ -55,6 +60,11 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Describes the key."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RotateKeyRequest, _key_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
     """Makes a new version and re-wraps every data key with it."""
+    BindKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.BindKeyRequest, _key_service_pb2.BindKeyResponse]  # type: ignore[assignment]
+    """Moves the account to a key of its own that it brings, or back to one of the installation's, without a pause.
+    The key is proved fit first; a failure at any point leaves the present key in force. A move that takes
+    longer than the call goes on: GetKey shows how far it is.
+    """
     DisableKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.DisableKeyRequest, _key_service_pb2.DisableKeyResponse]  # type: ignore[assignment]
     """Turns the account's data off: no service can open it until EnableKey."""
     EnableKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.EnableKeyRequest, _key_service_pb2.EnableKeyResponse]  # type: ignore[assignment]
@@ -82,6 +92,17 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.RotateKeyResponse, _abc.Awaitable[_key_service_pb2.RotateKeyResponse]]:
         """Makes a new version and re-wraps every data key with it."""
+
+    @_abc_1.abstractmethod
+    def BindKey(
+        self,
+        request: _key_service_pb2.BindKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.BindKeyResponse, _abc.Awaitable[_key_service_pb2.BindKeyResponse]]:
+        """Moves the account to a key of its own that it brings, or back to one of the installation's, without a pause.
+        The key is proved fit first; a failure at any point leaves the present key in force. A move that takes
+        longer than the call goes on: GetKey shows how far it is.
+        """
 
     @_abc_1.abstractmethod
     def DisableKey(

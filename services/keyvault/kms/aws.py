@@ -20,10 +20,9 @@ from services.common.sealing import KEY_BYTES, OpenFailed
 from services.keyvault.kms.aws_client import AwsClient
 from services.keyvault.kms.binding import Handle, encryption_context, handle_of
 from services.keyvault.kms.faults import KmsKeyDisabled, KmsKeyInvalid
-from services.keyvault.kms.protocol import KeyReference
+from services.keyvault.kms.protocol import WAIT_DAYS, KeyReference
 from services.keyvault.records import AccountKey, Wrapping
 
-_PENDING_DAYS = 7
 _PROOF = "proof"
 
 
@@ -88,7 +87,7 @@ class AwsKms:
             return
         # Pending already, or gone.
         with contextlib.suppress(KmsKeyDisabled, KmsKeyInvalid):
-            await self._call("schedule_key_deletion", key, PendingWindowInDays=_PENDING_DAYS)
+            await self._call("schedule_key_deletion", key, PendingWindowInDays=WAIT_DAYS[self.provider])
 
     def forget(self, account: str) -> None:
         """Nothing is held."""

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from services.keyvault.records import AccountKey, Wrapping
 
+# Where a KMS destroys keys only after a wait of its own: the days that it is asked to wait.
+WAIT_DAYS = {"aws": 7}
+
 
 @dataclass(frozen=True, slots=True)
 class KeyReference:

@@ -21,6 +21,8 @@ from services.keyvault.kms.protocol import KeyReference, Kms
 from services.keyvault.records import AccountKey, Wrapping
 
 _ADOPTED = b"adopted\0"
+# A key of theirs is in its handle, so that deleting that destroys it.
+_LOCAL = frozenset({"file", "aws-root"})
 
 
 class ProviderMissing(FailedPrecondition):
@@ -75,9 +77,20 @@ class KmsRegistry:
         """A key that its owner made for the account, at one of the providers; proved fit for use."""
         kms = self._by_name.get(provider)
         if kms is None:
-            raise invalid("provider", "is not configured here")
+            raise invalid("key", "is at a KMS that is not configured here")
         key = await kms.adopt_key(account, version, reference)
         return replace(key, handle=_ADOPTED + seal(self._sealing_key(), _identity(key), key.handle))
+
+    def is_elsewhere(self, key: AccountKey) -> bool:
+        """Whether the key is one of our own that its KMS must be asked to destroy."""
+        return key.provider not in _LOCAL and not marks_adopted(key.handle)
+
+    def reference_of(self, key: AccountKey) -> KeyReference | None:
+        """Which key it is in its owner's words; None for one of our own."""
+        if not marks_adopted(key.handle):
+            return None
+        handle = handle_of(self._find(key)[1])
+        return KeyReference(handle.key, handle.role)
 
     async def adopt_key(self, account: str, version: int, reference: KeyReference) -> AccountKey:
         """The same at the default provider."""
@@ -112,7 +125,7 @@ class KmsRegistry:
         kms = self._by_name.get(key.provider)
         if kms is None:
             raise ProviderMissing
-        if key.handle.startswith(_ADOPTED):
+        if marks_adopted(key.handle):
             handle = open_sealed(self._sealing_key(), _identity(key), key.handle[len(_ADOPTED) :])
             return kms, replace(key, handle=handle)
         if is_adopted(key.handle):
@@ -123,6 +136,11 @@ class KmsRegistry:
         if self._handle_key is None:
             raise FailedPrecondition("keyvault has not started yet; try again")
         return self._handle_key
+
+
+def marks_adopted(handle: bytes) -> bool:
+    """Whether a handle, as it is stored, is of a key that its account brought."""
+    return handle.startswith(_ADOPTED)
 
 
 def _identity(key: AccountKey) -> Identity:

@@ -135,7 +135,7 @@ async def test_a_token_or_module_that_is_not_there_is_unavailable(token: Token, 
 
 async def test_a_customers_key_is_used_and_left_in_the_token(kms: Pkcs11Kms) -> None:
     label = f"customer-{secrets.token_hex(4)}-{_ACCOUNT}"
-    _generate(kms, label)
+    generate(kms, label)
     key = await kms.adopt_key(_ACCOUNT, 1, KeyReference(label))
     wrapped = await kms.wrap(key, _WRAPPING, _SECRET)
     await kms.destroy_key(key)
@@ -148,16 +148,16 @@ async def test_a_customers_key_that_cannot_serve_is_refused_with_the_reason(kms:
     wrong = [handle_of(own).key, f"none-{_ACCOUNT}"]
     for size, values in ((128, {}), (256, {Attribute.EXTRACTABLE: True}), (256, {Attribute.DECRYPT: False})):
         wrong.append(f"{secrets.token_hex(4)}-{_ACCOUNT}")
-        _generate(kms, wrong[-1], size, values)
+        generate(kms, wrong[-1], size, values)
     twice = f"twice-{secrets.token_hex(4)}-{_ACCOUNT}"
     for _ in range(2):
-        _generate(kms, twice)
+        generate(kms, twice)
     for label in [*wrong, twice, "customer-" + ids.new_id()]:
         with pytest.raises(KmsKeyInvalid):
             await kms.adopt_key(_ACCOUNT, 1, KeyReference(label))
 
 
-def _generate(kms: Pkcs11Kms, label: str, size: int = 256, values: dict[Any, Any] | None = None) -> None:
+def generate(kms: Pkcs11Kms, label: str, size: int = 256, values: dict[Any, Any] | None = None) -> None:
     template = {
         Attribute.SENSITIVE: True,
         Attribute.EXTRACTABLE: False,

@@ -1,0 +1,78 @@
+"""Keys that nothing is wrapped under any more, until their KMS has destroyed them.
+
+Remembered in the transaction that takes them out of use, so that neither a crash nor a KMS that
+does not answer leaves one behind. A key that lies in keyvault's own database is destroyed by that
+transaction and never kept here; a key of somebody else's is its owner's to destroy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import partial
+
+import structlog
+
+from services.common.errors import SealcombError
+from services.keyvault.kms.registry import KmsRegistry
+from services.keyvault.records import AccountKey
+from services.keyvault.store import Store
+from services.keyvault.transaction import Transaction
+
+_log = structlog.get_logger("keyvault-retirement")
+_BATCH = 100
+_LOOK_S = 30.0
+
+
+class Retirements:
+    """Has KMSs destroy retired keys, again and again until they have."""
+
+    def __init__(self, store: Store, kms: KmsRegistry) -> None:
+        self._store = store
+        self._kms = kms
+
+    def retire(self, tx: Transaction, keys: Iterable[AccountKey]) -> None:
+        """Remembers, in a transaction that takes keys out of use, those that a KMS is to destroy."""
+        tx.retire([key for key in keys if self._kms.is_elsewhere(key)])
+
+    async def destroy(self, account: str, local: Iterable[AccountKey] = ()) -> None:
+        """Destroys what an account has retired; what does not succeed now is tried again later.
+
+        `local` are keys that leave memory only: their handles are deleted already.
+        """
+        for key in local:
+            if not self._kms.is_elsewhere(key):
+                await self._kms.destroy_key(key)
+        await self._destroy(account)
+        await self._store.scrub()
+
+    async def run(self) -> None:
+        """Tries again until cancelled."""
+        while True:
+            try:
+                await self._destroy("")
+            except SealcombError as error:
+                _log.warning("retired keys wait", reason=error.reason)
+            await asyncio.sleep(_LOOK_S)
+
+    async def _destroy(self, account: str) -> None:
+        done: list[int] = []
+        for place, key in await self._store.read(lambda tx: tx.retired_keys(_BATCH, account)):
+            try:
+                await self._kms.destroy_key(key)
+            except SealcombError as error:
+                _log.warning(
+                    "a key is not destroyed yet",
+                    account=key.account,
+                    version=key.version,
+                    provider=key.provider,
+                    reason=error.reason,
+                )
+            else:
+                done.append(place)
+        if done:
+            await self._store.write(partial(_forget, done))
+
+
+def _forget(places: list[int], tx: Transaction) -> None:
+    tx.forget_retired(places)
