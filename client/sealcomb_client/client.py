@@ -11,8 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sealcomb.v1 import search_service_pb2, search_service_pb2_grpc
 from sealcomb_client.administration import Accounts, AuditLog, Keys, Tokens
+from sealcomb_client.collections import Collections
 from sealcomb_client.connection import Connection
-from sealcomb_client.content import Collections, Documents, Points
+from sealcomb_client.content import Points
+from sealcomb_client.documents import Documents
 from sealcomb_client.errors import ApiError
 from sealcomb_client.sources import Ingestions, Sources
 from sealcomb_client.transport import Timing, Transport

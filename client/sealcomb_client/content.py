@@ -1,90 +1,23 @@
-"""Collections, points and documents."""
+"""Points: the content of collections of the caller's own vectors."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
 
-from sealcomb.v1 import (
-    collection_service_pb2 as collections_pb,
-)
-from sealcomb.v1 import (
-    collection_service_pb2_grpc,
-    document_service_pb2_grpc,
-    vector_service_pb2_grpc,
-)
-from sealcomb.v1 import (
-    document_service_pb2 as documents_pb,
-)
-from sealcomb.v1 import (
-    vector_service_pb2 as vectors_pb,
-)
+from sealcomb.v1 import vector_service_pb2 as vectors_pb
+from sealcomb.v1 import vector_service_pb2_grpc
 from sealcomb_client.transport import Transport
 from sealcomb_client.values import FilterLike, filter_of, struct_of, vector_bytes
 
-_CHUNK_BYTES = 256 * 1024
 _TIMEOUT_S = 30.0
-_UPLOAD_TIMEOUT_S = 600.0
-_METRICS = {
-    "cosine": collections_pb.METRIC_COSINE,
-    "dot": collections_pb.METRIC_DOT,
-    "l2": collections_pb.METRIC_L2,
-}
-
-
-class Collections:
-    """CollectionService."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._stub = collection_service_pb2_grpc.CollectionServiceStub(transport.channel)
-
-    def create(
-        self,
-        name: str,
-        *,
-        embedder: str = "",
-        dimension: int = 0,
-        metric: str = "cosine",
-        idempotency_key: str = "",
-        timeout_s: float = _TIMEOUT_S,
-    ) -> collections_pb.Collection:
-        """A new collection: of text with an embedder ("default"), or of your own vectors with a dimension."""
-        if metric.lower() not in _METRICS:
-            raise ValueError(f"metric must be one of {', '.join(_METRICS)}")
-        request = collections_pb.CreateCollectionRequest(
-            name=name,
-            dimension=dimension,
-            metric=_METRICS[metric.lower()],
-            embedder=embedder,
-            idempotency_key=idempotency_key or secrets.token_hex(16),
-        )
-        return self._transport.unary(self._stub.CreateCollection, request, timeout_s=timeout_s).collection
-
-    def get(self, name: str, *, timeout_s: float = _TIMEOUT_S) -> collections_pb.Collection:
-        """One collection."""
-        request = collections_pb.GetCollectionRequest(collection=name)
-        return self._transport.unary(self._stub.GetCollection, request, timeout_s=timeout_s).collection
-
-    def list(
-        self, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S
-    ) -> Iterator[collections_pb.Collection]:
-        """All collections, page by page."""
-        request = collections_pb.ListCollectionsRequest(page_size=page_size)
-        while True:
-            response = self._transport.unary(self._stub.ListCollections, request, timeout_s=timeout_s)
-            yield from response.collections
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-
-    def delete(self, name: str, *, timeout_s: float = _TIMEOUT_S) -> str:
-        """Destroys a collection's keys and data, and gives the signed receipt."""
-        request = collections_pb.DeleteCollectionRequest(collection=name)
-        method = self._stub.DeleteCollection
-        return self._transport.unary(method, request, timeout_s=timeout_s, safe=False).receipt
+_BATCH_POINTS = 500
+_BATCH_BYTES = 2 * 1024 * 1024
+# A stream is short, so that it ends well before the service's bound.
+_STREAM_BATCHES = 16
 
 
 def point(
@@ -93,9 +26,40 @@ def point(
     *,
     metadata: Mapping[str, Any] | None = None,
     text: str = "",
+    version: int = 0,
 ) -> vectors_pb.Point:
-    """A point to upsert."""
-    return vectors_pb.Point(id=id, vector_f32=vector_bytes(vector), metadata=struct_of(metadata), text=text)
+    """A point to upsert; `version` counts only in a conditional write."""
+    return vectors_pb.Point(
+        id=id, vector_f32=vector_bytes(vector), metadata=struct_of(metadata), text=text, version=version
+    )
+
+
+def point_update(
+    id: str,  # noqa: A002
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    text: str | None = None,
+    version: int = 0,
+) -> vectors_pb.PointUpdate:
+    """An update; what is None stays."""
+    return vectors_pb.PointUpdate(id=id, metadata=struct_of(metadata), text=text, version=version)
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """What `upsert_many` did; `failures` are the first bad points of each stream, by place in the whole."""
+
+    upserted: int = 0
+    failed: int = 0
+    failures: tuple[vectors_pb.PointFailure, ...] = ()
+
+    def and_then(self, answer: vectors_pb.UpsertStreamResponse, position: int) -> Upserted:
+        """This and what the stream did that began at a place."""
+        for failure in answer.failures:
+            failure.position += position
+        return Upserted(
+            self.upserted + answer.upserted, self.failed + answer.failed, (*self.failures, *answer.failures)
+        )
 
 
 class Points:
@@ -106,11 +70,64 @@ class Points:
         self._stub = vector_service_pb2_grpc.VectorServiceStub(transport.channel)
 
     def upsert(
-        self, collection: str, points: Iterable[vectors_pb.Point], *, timeout_s: float = _TIMEOUT_S
+        self,
+        collection: str,
+        points: Iterable[vectors_pb.Point],
+        *,
+        if_unchanged: bool = False,
+        timeout_s: float = _TIMEOUT_S,
     ) -> int:
-        """Writes points, all or none (at most 1,000 a call); returns how many. See `point`."""
-        request = vectors_pb.UpsertRequest(collection=collection, points=points)
-        return self._transport.unary(self._stub.Upsert, request, timeout_s=timeout_s).upserted
+        """Writes points, all or none (at most 1,000 a call); returns how many. See `point`.
+
+        `if_unchanged` refuses with VERSION_CONFLICT unless every point still has the version that it carries,
+        0 for one that must not exist yet.
+        """
+        request = vectors_pb.UpsertRequest(collection=collection, points=points, if_unchanged=if_unchanged)
+        # Repeated after a lost answer, a conditional write would refuse itself.
+        return self._transport.unary(
+            self._stub.Upsert, request, timeout_s=timeout_s, safe=not if_unchanged
+        ).upserted
+
+    def upsert_many(
+        self,
+        collection: str,
+        points: Iterable[vectors_pb.Point],
+        *,
+        atomic_batches: bool = False,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> Upserted:
+        """Writes any number of points in batches; bad ones are left out and named by their place.
+
+        With `atomic_batches` a batch with a bad point is left out as a whole. `timeout_s` is for each stream
+        of some thousand points. After an error, what was written before it stays; to repeat all is safe.
+        """
+        total, position = Upserted(), 0
+        batches = _batches(points)
+        while group := list(islice(batches, _STREAM_BATCHES)):
+            answer = self._transport.upload(
+                self._stub.UpsertStream,
+                partial(_stream, collection, group, atomic_batches),
+                timeout_s=timeout_s,
+            )
+            total = total.and_then(answer, position)
+            position += sum(map(len, group))
+        return total
+
+    def update(
+        self,
+        collection: str,
+        updates: Iterable[vectors_pb.PointUpdate],
+        *,
+        if_unchanged: bool = False,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> vectors_pb.UpdatePointsResponse:
+        """Replaces metadata, text or both of points that exist; vectors stay. See `point_update`."""
+        request = vectors_pb.UpdatePointsRequest(
+            collection=collection, updates=updates, if_unchanged=if_unchanged
+        )
+        return self._transport.unary(
+            self._stub.UpdatePoints, request, timeout_s=timeout_s, safe=not if_unchanged
+        )
 
     def get(
         self,
@@ -150,11 +167,20 @@ class Points:
         ids: Iterable[str] = (),
         *,
         filter: FilterLike = None,  # noqa: A002
+        versions: Iterable[int] = (),
         timeout_s: float = _TIMEOUT_S,
     ) -> int:
-        """Deletes points by ids or by filter; returns how many there were."""
-        request = vectors_pb.DeletePointsRequest(collection=collection, ids=ids, filter=filter_of(filter))
-        return self._transport.unary(self._stub.DeletePoints, request, timeout_s=timeout_s).deleted
+        """Deletes points by ids or by filter; returns how many there were.
+
+        With `versions`, one for each id, only if every point still has its version; else VERSION_CONFLICT.
+        """
+        versions = list(versions)
+        request = vectors_pb.DeletePointsRequest(
+            collection=collection, ids=ids, filter=filter_of(filter), versions=versions
+        )
+        return self._transport.unary(
+            self._stub.DeletePoints, request, timeout_s=timeout_s, safe=not versions
+        ).deleted
 
     def count(self, collection: str, *, filter: FilterLike = None, timeout_s: float = _TIMEOUT_S) -> int:  # noqa: A002
         """How many points there are, or match."""
@@ -195,94 +221,24 @@ class Points:
         return self._transport.unary(self._stub.QueryBatch, request, timeout_s=timeout_s).results
 
 
-class Documents:
-    """DocumentService."""
+def _batches(points: Iterable[vectors_pb.Point]) -> Iterator[list[vectors_pb.Point]]:
+    batch: list[vectors_pb.Point] = []
+    size = 0
+    for one in points:
+        more = one.ByteSize()
+        if batch and (len(batch) == _BATCH_POINTS or size + more > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += more
+    if batch:
+        yield batch
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._stub = document_service_pb2_grpc.DocumentServiceStub(transport.channel)
 
-    def upload(
-        self,
-        collection: str,
-        source: Path | bytes,
-        *,
-        name: str = "",
-        content_type: str = "",
-        metadata: Mapping[str, Any] | None = None,
-        principals: Iterable[str] = (),
-        idempotency_key: str = "",
-        timeout_s: float = _UPLOAD_TIMEOUT_S,
-    ) -> documents_pb.Document:
-        """Uploads a file or bytes; returns once it is searchable. A file's own name is the default name."""
-        if not name and isinstance(source, Path):
-            name = source.name
-        header = documents_pb.UploadDocumentHeader(
-            collection=collection,
-            name=name,
-            content_type=content_type,
-            metadata=struct_of(metadata),
-            principals=principals,
-            # A repeat after a lost answer finds the document that the first try made.
-            idempotency_key=idempotency_key or secrets.token_hex(16),
+def _stream(
+    collection: str, batches: Iterable[list[vectors_pb.Point]], atomic_batches: bool
+) -> Iterator[vectors_pb.UpsertStreamRequest]:
+    for batch in batches:
+        yield vectors_pb.UpsertStreamRequest(
+            collection=collection, points=batch, atomic_batches=atomic_batches
         )
-        response = self._transport.upload(
-            self._stub.UploadDocument, lambda: _upload_parts(header, source), timeout_s=timeout_s
-        )
-        return response.document
-
-    def get(self, collection: str, id: str, *, timeout_s: float = _TIMEOUT_S) -> documents_pb.Document:  # noqa: A002
-        """Describes one document."""
-        request = documents_pb.GetDocumentRequest(collection=collection, id=id)
-        return self._transport.unary(self._stub.GetDocument, request, timeout_s=timeout_s).document
-
-    def list(
-        self, collection: str, *, page_size: int = 0, timeout_s: float = _TIMEOUT_S
-    ) -> Iterator[documents_pb.Document]:
-        """All documents in order of creation, page by page."""
-        request = documents_pb.ListDocumentsRequest(collection=collection, page_size=page_size)
-        while True:
-            response = self._transport.unary(self._stub.ListDocuments, request, timeout_s=timeout_s)
-            yield from response.documents
-            if not response.next_page_token:
-                return
-            request.page_token = response.next_page_token
-
-    def download(
-        self,
-        collection: str,
-        id: str,  # noqa: A002
-        into: BinaryIO,
-        *,
-        timeout_s: float = _UPLOAD_TIMEOUT_S,
-    ) -> documents_pb.Document:
-        """Writes the original into a binary file; returns its description.
-
-        The bytes are only known to be whole when this returns.
-        """
-        request = documents_pb.DownloadDocumentRequest(collection=collection, id=id)
-        document = documents_pb.Document()
-        for part in self._transport.download(self._stub.DownloadDocument, request, timeout_s=timeout_s):
-            if part.WhichOneof("part") == "document":
-                document = part.document
-            else:
-                into.write(part.chunk)
-        return document
-
-    def delete(self, collection: str, id: str, *, timeout_s: float = _TIMEOUT_S) -> None:  # noqa: A002
-        """Deletes a document, its passages and its original."""
-        request = documents_pb.DeleteDocumentRequest(collection=collection, id=id)
-        self._transport.unary(self._stub.DeleteDocument, request, timeout_s=timeout_s, safe=False)
-
-
-def _upload_parts(
-    header: documents_pb.UploadDocumentHeader, source: Path | bytes
-) -> Iterator[documents_pb.UploadDocumentRequest]:
-    yield documents_pb.UploadDocumentRequest(header=header)
-    if isinstance(source, bytes):
-        for start in range(0, len(source), _CHUNK_BYTES):
-            yield documents_pb.UploadDocumentRequest(chunk=source[start : start + _CHUNK_BYTES])
-        return
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield documents_pb.UploadDocumentRequest(chunk=chunk)

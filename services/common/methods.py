@@ -116,6 +116,8 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
             "CreateCollection": Scope.WRITE,
             "GetCollection": Scope.READ,
             "ListCollections": Scope.READ,
+            "UpdateCollection": Scope.WRITE,
+            "GetCollectionStats": Scope.READ,
             "DeleteCollection": Scope.WRITE,
         },
     ),
@@ -125,6 +127,7 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
         _TO_VECTORS,
         {
             "Upsert": Scope.WRITE,
+            "UpdatePoints": Scope.WRITE,
             "GetPoints": Scope.READ,
             "ListPoints": Scope.READ,
             "DeletePoints": Scope.WRITE,
@@ -133,6 +136,8 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
             "QueryBatch": Scope.READ,
         },
     ),
+    # Ends before the call context that a stream begins with does.
+    **_methods("VectorService", VECTORSTORE, _TO_VECTORS, {"UpsertStream": Scope.WRITE}, 20.0),
     **_methods(
         "DocumentService",
         INGEST,

@@ -19,11 +19,12 @@ from services.common import ids
 from services.common.clock import Clock
 from services.common.context import current_account, current_caller
 from services.common.datakeys import DataKeys
-from services.common.errors import AlreadyExists, NotFound
+from services.common.errors import Aborted, AlreadyExists, NotFound
 from services.common.sealing import DataKey, Identity, key_id_of, name_tag, open_sealed, seal
+from services.vectorstore.columns import Indexed
 from services.vectorstore.index import Metric
 from services.vectorstore.log import Head, Scope, seal_head
-from services.vectorstore.operations import DataDamaged
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.store import CollectionRow, NewCollection, Store
 
 CATALOG = "catalog"
@@ -41,7 +42,10 @@ class ResourceKeys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a collection is. `embedder` is empty unless it is a text collection."""
+    """What a collection is. `embedder` is empty unless it is a text collection.
+
+    A `default_ef` of 0 is the service's; `indexed` are the fields that filters may name, None for all.
+    """
 
     id: str
     account: str
@@ -51,6 +55,8 @@ class Descriptor:
     embedder: str
     embedder_fingerprint: str
     create_time_ms: int
+    default_ef: int = 0
+    indexed: Indexed = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +169,31 @@ class Catalog:
         _check_permit(id_)
         return descriptor
 
+    async def change(self, descriptor: Descriptor, changed: Descriptor) -> None:
+        """Stores a changed descriptor. Raises Aborted if another call changed it first."""
+        row = self._store.by_id(descriptor.account, descriptor.id)
+        if row is None:
+            raise no_such_collection()
+        if await self._open(row) != descriptor:
+            self._cache.pop((descriptor.account, descriptor.name), None)
+            raise Aborted("the collection was changed by another call; repeat this one")
+        key = await self._keys.by_id(CATALOG, CATALOG, row.key_id)
+        sealed = _seal(key, changed)
+        done = await self._in_thread(lambda: self._store.replace_descriptor(row, sealed))
+        self._cache.pop((descriptor.account, descriptor.name), None)
+        if not done:
+            raise Aborted("the collection was changed by another call; repeat this one")
+
     async def listed(self, descriptor: Descriptor) -> Listed:
         """A collection with its size at its last write."""
         row = self._store.by_id(descriptor.account, descriptor.id)
         if row is None:
             raise no_such_collection()
         return Listed(descriptor, row.sequence, row.points, row.documents)
+
+    async def log_size(self, descriptor: Descriptor) -> tuple[int, int]:
+        """Records and bytes of a collection's log."""
+        return await self._in_thread(lambda: self._store.log_size(descriptor.id))
 
     async def page(self, after: int, size: int) -> tuple[list[Listed], int]:
         """Collections that the token may see, in order of creation, those after a sequence.
@@ -231,6 +256,8 @@ class Catalog:
         key = await self._keys.by_id(CATALOG, CATALOG, key_id_of(row.descriptor))
         raw = open_sealed(key, _identity(row.account, row.id), row.descriptor)
         fields = json.loads(raw)
+        indexed = fields.get("indexed")
+        fields["indexed"] = None if indexed is None else frozenset(indexed)
         return Descriptor(**(fields | {"metric": Metric(fields["metric"])}))
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
@@ -261,4 +288,11 @@ def _identity(account: str, id_: str) -> Identity:
 
 def _seal(key: DataKey, descriptor: Descriptor) -> bytes:
     fields = asdict(descriptor) | {"metric": descriptor.metric.value}
+    # What is not set is left out, so that an older version reads it too.
+    if not descriptor.default_ef:
+        del fields["default_ef"]
+    if descriptor.indexed is None:
+        del fields["indexed"]
+    else:
+        fields["indexed"] = sorted(descriptor.indexed)
     return seal(key, _identity(descriptor.account, descriptor.id), json.dumps(fields).encode())

@@ -25,10 +25,15 @@ _NO_VALUE = -1
 _Key = str | float | bytes | tuple[bool]
 
 
+# The fields that have columns; None for all.
+Indexed = frozenset[str] | None
+
+
 class Columns:
     """The columns of one collection."""
 
-    def __init__(self) -> None:
+    def __init__(self, indexed: Indexed = None) -> None:
+        self.indexed = indexed
         self._columns: dict[str, _Column] = {}
 
     @property
@@ -39,14 +44,28 @@ class Columns:
     def add(self, row: int, fields: Mapping[str, tuple[Scalar, ...]]) -> None:
         """Records the fields of a new row."""
         for name, values in fields.items():
+            if not self.indexes(name):
+                continue
             column = self._columns.get(name)
             if column is None:
                 column = self._columns[name] = _Column()
             column.add(row, values)
 
-    def room_for(self, names: Iterable[str]) -> bool:
-        """Whether rows with these fields keep the number of distinct fields within its bound."""
-        return len(self._columns) + len({name for name in names if name not in self._columns}) <= FIELDS_MAX
+    def indexes(self, name: str) -> bool:
+        """Whether the field has a column, or gets one when a row first has it."""
+        return self.indexed is None or name in self.indexed
+
+    def too_many(self, rows: Iterable[Iterable[str]]) -> list[int]:
+        """Places of the rows that would take the number of distinct fields beyond its bound."""
+        new: set[str] = set()
+        refused = []
+        for place, names in enumerate(rows):
+            added = {name for name in names if self.indexes(name) and name not in self._columns} - new
+            if len(self._columns) + len(new) + len(added) > FIELDS_MAX:
+                refused.append(place)
+            else:
+                new |= added
+        return refused
 
     def has(self, name: str, live: Mask) -> bool:
         """Whether any living row has the field."""

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.vectorstore.arrays import Growable
-from services.vectorstore.columns import Columns
+from services.vectorstore.columns import Columns, Indexed
 from services.vectorstore.filters import Filter, resolve
 from services.vectorstore.index import Mask, Metric
 from services.vectorstore.lexical import LexicalIndex, analyse
 from services.vectorstore.metadata import fields_of
 from services.vectorstore.operations import (
-    DataDamaged,
     DeleteDocument,
     Document,
     Operation,
     Passage,
     PutDocument,
 )
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.state import Capture, Look, Point, State, Steps
 
 _PRINCIPAL = "principal"
@@ -46,9 +46,8 @@ class Stored:
 class DocumentState(State):
     """Documents by id, passages by row."""
 
-    def __init__(self, dimension: int, metric: Metric) -> None:
-        super().__init__(dimension, metric)
-        self.columns = Columns()
+    def __init__(self, dimension: int, metric: Metric, indexed: Indexed = None) -> None:
+        super().__init__(dimension, metric, indexed)
         self.lexical = LexicalIndex()
         self.next_sequence = 1
         self._principals = Columns()
@@ -70,6 +69,11 @@ class DocumentState(State):
     def documents(self) -> int:
         """Documents that are there."""
         return len(self._stored)
+
+    @property
+    def next_number(self) -> int:
+        """The next document's sequence."""
+        return self.next_sequence
 
     @property
     def size_bytes(self) -> int:

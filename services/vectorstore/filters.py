@@ -73,8 +73,12 @@ Filter = And | Or | Not | OneOf | Between | Exists
 def resolve(condition: Filter, columns: Columns, live: Mask) -> Mask:
     """The living rows that match.
 
-    Raises InvalidArgument for a comparison with a field that no living row has, unless there is no row.
+    Raises InvalidArgument for a field that is not indexed, and for a comparison with one that no living row
+    has, unless there is no row.
     """
+    for name in _named(condition):
+        if not columns.indexes(name):
+            raise invalid("filter", f"the field {name[:128]!r} is not indexed", reason="FIELD_NOT_INDEXED")
     if not live.any():
         return np.zeros(len(live), np.bool_)
     for name in _compared(condition):
@@ -105,6 +109,17 @@ def _compared(condition: Filter) -> Iterator[str]:
             yield field
         case Exists():
             pass  # to ask whether a field is there is no mistake where it is not
+
+
+def _named(condition: Filter) -> Iterator[str]:
+    match condition:
+        case And(filters) | Or(filters):
+            for inner in filters:
+                yield from _named(inner)
+        case Not(inner):
+            yield from _named(inner)
+        case OneOf(field) | Between(field) | Exists(field):
+            yield field
 
 
 def _mask(condition: Filter, columns: Columns, rows: int) -> Mask:

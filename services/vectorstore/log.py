@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 
 from services.common.errors import Aborted, DataLoss, SealcombError, Unavailable
 from services.common.sealing import DataKey, Identity, key_id_of, open_sealed, seal
-from services.vectorstore.operations import DataDamaged, Operation, decode, encode
+from services.vectorstore.operations import Operation, decode, encode
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.store import Append
 
 _HEAD = struct.Struct("<BQ32sQ32s")

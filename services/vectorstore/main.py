@@ -67,7 +67,7 @@ async def serve(settings: VectorstoreSettings) -> None:
 def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> None:
     """Puts the vectorstore's services on a server."""
     collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
-        Collections(node.catalog, node.keys, node.purge, embedder), server.grpc_server
+        Collections(node.catalog, node.keys, node.residency, node.purge, embedder), server.grpc_server
     )
     vector_service_pb2_grpc.add_VectorServiceServicer_to_server(
         VectorPoints(node.catalog, node.residency, node.finder), server.grpc_server

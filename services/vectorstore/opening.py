@@ -18,7 +18,7 @@ from services.common.sealing import DataKey, OpenFailed, key_id_of
 from services.vectorstore.catalog import COLLECTION, Descriptor, no_such_collection
 from services.vectorstore.collection import Collection, Parts, Tail
 from services.vectorstore.log import Head, LogBroken, Scope, open_head, open_records
-from services.vectorstore.operations import DataDamaged
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.snapshot import SnapshotBroken, load, new_state, open_snapshot
 from services.vectorstore.state import State
 from services.vectorstore.store import CollectionRow, SnapshotRow, Store
@@ -92,7 +92,8 @@ class Opener:
     ) -> tuple[Head, State, int]:
         text = bool(descriptor.embedder)
         if not head.snapshot_lsn:
-            return Head(), new_state(text, descriptor.dimension, descriptor.metric), 0
+            state = new_state(text, descriptor.dimension, descriptor.metric, descriptor.indexed)
+            return Head(), state, 0
         named = [snapshot for snapshot in snapshots if snapshot.lsn == head.snapshot_lsn]
         if not named:
             raise SnapshotBroken
@@ -103,7 +104,7 @@ class Opener:
             )
         except NotFound:
             raise SnapshotBroken from None
-        moment, state = load(plaintext)
+        moment, state = load(plaintext, descriptor.indexed)
         if (moment.text, moment.dimension, moment.metric, moment.lsn) != (
             text,
             descriptor.dimension,

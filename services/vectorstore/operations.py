@@ -9,6 +9,8 @@ float32, their count and dimension known from what stands before. An operation b
     3 PutDocument      document, list of (u32 index, u32 page, text), then the vectors
     4 DeleteDocument   id
     5 PutDocument      that replaces: id of the older version, then as 3
+    6 UpsertPoints     in snapshots: list of (id, u64 version, metadata, text), then the vectors
+    7 UpdatePoints     list of (id, u8 what is given: 1 metadata, 2 text, and those)
 
     document           id, name, content type, u64 size, u32 pages, metadata, list of principals,
                        i64 creation time in ms, object key, idempotency key, u64 sequence
@@ -19,29 +21,45 @@ The bytes were authenticated before they come here; what does not parse is damag
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.common.errors import DataLoss
 from services.vectorstore.index import Vectors
 from services.vectorstore.lexical import Analysed
+from services.vectorstore.reader import VECTOR_DTYPE, DataDamaged, Reader
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _I64 = struct.Struct("<q")
-_VECTOR_DTYPE = np.dtype("<f4")
+_METADATA_GIVEN, _TEXT_GIVEN = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class UpsertPoints:
-    """Points to write; ids are distinct. Metadata is a Struct's bytes."""
+    """Points to write; ids are distinct. Metadata is a Struct's bytes.
+
+    Without versions they get the collection's next one; a snapshot says which they have.
+    """
 
     ids: Sequence[str]
     vectors: Vectors
     metadata: Sequence[bytes]
     texts: Sequence[str]
+    versions: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePoints:
+    """New metadata or texts of points, None where they stay; ids are distinct.
+
+    Points that are not there stay away.
+    """
+
+    ids: Sequence[str]
+    metadata: Sequence[bytes | None]
+    texts: Sequence[str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +116,7 @@ class DeleteDocument:
     id: str
 
 
-Operation = UpsertPoints | DeletePoints | PutDocument | DeleteDocument
-
-
-class DataDamaged(DataLoss):
-    """Authenticated bytes do not mean what they should: written by a broken or newer version."""
-
-    reason = "DATA_DAMAGED"
-
-    def __init__(self) -> None:
-        super().__init__("stored data is damaged; restore it from a backup")
+Operation = UpsertPoints | UpdatePoints | DeletePoints | PutDocument | DeleteDocument
 
 
 def encode(operations: Sequence[Operation]) -> bytes:
@@ -116,12 +125,9 @@ def encode(operations: Sequence[Operation]) -> bytes:
     for operation in operations:
         match operation:
             case UpsertPoints():
-                out.append(b"\1" + _U32.pack(len(operation.ids)))
-                for id_, metadata, text in zip(
-                    operation.ids, operation.metadata, operation.texts, strict=True
-                ):
-                    out += (_text(id_), _bytes(metadata), _text(text))
-                out.append(_vectors(operation.vectors))
+                out += _upsert(operation)
+            case UpdatePoints():
+                out += _update(operation)
             case DeletePoints(ids):
                 out.append(b"\2" + _texts(ids))
             case PutDocument(document, passages, vectors):
@@ -144,64 +150,6 @@ def decode(raw: bytes | memoryview, dimension: int) -> list[Operation]:
     return operations
 
 
-class Reader:
-    """Reads the parts of a buffer in order. Raises DataDamaged beyond its end."""
-
-    def __init__(self, raw: bytes | bytearray | memoryview) -> None:
-        self._view = memoryview(raw)
-        self._at = 0
-
-    @property
-    def at_end(self) -> bool:
-        """Whether everything has been read."""
-        return self._at == len(self._view)
-
-    def take(self, size: int) -> memoryview:
-        """The next `size` bytes."""
-        end = self._at + size
-        if size < 0 or end > len(self._view):
-            raise DataDamaged
-        part = self._view[self._at : end]
-        self._at = end
-        return part
-
-    def u8(self) -> int:
-        """The next byte."""
-        return self.take(1)[0]
-
-    def u32(self) -> int:
-        """The next unsigned 32-bit number."""
-        return int(_U32.unpack(self.take(4))[0])
-
-    def u64(self) -> int:
-        """The next unsigned 64-bit number."""
-        return int(_U64.unpack(self.take(8))[0])
-
-    def i64(self) -> int:
-        """The next signed 64-bit number."""
-        return int(_I64.unpack(self.take(8))[0])
-
-    def raw(self) -> bytes:
-        """The next bytes with their length before them."""
-        return bytes(self.take(self.u32()))
-
-    def text(self) -> str:
-        """The next text."""
-        try:
-            return str(self.take(self.u32()), "utf-8")
-        except UnicodeDecodeError:
-            raise DataDamaged from None
-
-    def texts(self) -> list[str]:
-        """The next list of texts."""
-        return [self.text() for _ in range(self.u32())]
-
-    def vectors(self, count: int, dimension: int) -> Vectors:
-        """The next vectors."""
-        part = self.take(4 * count * dimension)
-        return np.frombuffer(part, _VECTOR_DTYPE).reshape(count, dimension).astype(np.float32, copy=False)
-
-
 def _operation(reader: Reader, dimension: int) -> Operation:
     match reader.u8():
         case 1:
@@ -218,8 +166,33 @@ def _operation(reader: Reader, dimension: int) -> Operation:
             return DeleteDocument(reader.text())
         case 5:
             return _read_put(reader, dimension, reader.text())
+        case 6:
+            return _read_versioned(reader, dimension)
+        case 7:
+            return _read_update(reader)
         case _:
             raise DataDamaged
+
+
+def _read_versioned(reader: Reader, dimension: int) -> UpsertPoints:
+    rows = [(reader.text(), reader.u64(), reader.raw(), reader.text()) for _ in range(reader.u32())]
+    vectors = reader.vectors(len(rows), dimension)
+    ids, versions, metadata, texts = ([row[column] for row in rows] for column in range(4))
+    return UpsertPoints(ids, vectors, metadata, texts, versions)  # type: ignore[arg-type]
+
+
+def _read_update(reader: Reader) -> UpdatePoints:
+    ids: list[str] = []
+    metadata: list[bytes | None] = []
+    texts: list[str | None] = []
+    for _ in range(reader.u32()):
+        ids.append(reader.text())
+        given = reader.u8()
+        if given & ~(_METADATA_GIVEN | _TEXT_GIVEN):
+            raise DataDamaged
+        metadata.append(reader.raw() if given & _METADATA_GIVEN else None)
+        texts.append(reader.text() if given & _TEXT_GIVEN else None)
+    return UpdatePoints(ids, metadata, texts)
 
 
 def _read_put(reader: Reader, dimension: int, replaces: str) -> PutDocument:
@@ -242,6 +215,32 @@ def _read_document(reader: Reader) -> Document:
         idempotency_key=reader.text(),
         sequence=reader.u64(),
     )
+
+
+def _upsert(operation: UpsertPoints) -> Iterator[bytes]:
+    kind = b"\1" if operation.versions is None else b"\6"
+    yield kind + _U32.pack(len(operation.ids))
+    versions = operation.versions or ()
+    for place, (id_, metadata, text) in enumerate(
+        zip(operation.ids, operation.metadata, operation.texts, strict=True)
+    ):
+        yield _text(id_)
+        if versions:
+            yield _U64.pack(versions[place])
+        yield _bytes(metadata)
+        yield _text(text)
+    yield _vectors(operation.vectors)
+
+
+def _update(operation: UpdatePoints) -> Iterator[bytes]:
+    yield b"\7" + _U32.pack(len(operation.ids))
+    for id_, metadata, text in zip(operation.ids, operation.metadata, operation.texts, strict=True):
+        given = (metadata is not None) * _METADATA_GIVEN | (text is not None) * _TEXT_GIVEN
+        yield _text(id_) + bytes([given])
+        if metadata is not None:
+            yield _bytes(metadata)
+        if text is not None:
+            yield _text(text)
 
 
 def _document(document: Document) -> bytes:
@@ -276,4 +275,4 @@ def _texts(texts: Iterable[str]) -> bytes:
 
 
 def _vectors(vectors: Vectors) -> bytes:
-    return np.ascontiguousarray(vectors, _VECTOR_DTYPE).tobytes()
+    return np.ascontiguousarray(vectors, VECTOR_DTYPE).tobytes()

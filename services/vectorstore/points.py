@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from services.vectorstore.columns import Columns
+from services.vectorstore.arrays import Growable
+from services.vectorstore.columns import Indexed
 from services.vectorstore.filters import Filter, resolve
 from services.vectorstore.index import Mask, Metric, VectorIndex, Vectors
 from services.vectorstore.metadata import fields_of
-from services.vectorstore.operations import DataDamaged, DeletePoints, Operation, UpsertPoints
+from services.vectorstore.operations import DeletePoints, Operation, UpdatePoints, UpsertPoints
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.state import Capture, Look, Point, State, Steps, living
 
 _BATCH = 1000
@@ -21,12 +24,14 @@ _ROW_BYTES = 300
 class PointState(State):
     """Points by id."""
 
-    def __init__(self, dimension: int, metric: Metric) -> None:
-        super().__init__(dimension, metric)
-        self.columns = Columns()
+    def __init__(self, dimension: int, metric: Metric, indexed: Indexed = None) -> None:
+        super().__init__(dimension, metric, indexed)
+        # The version that the next write gives.
+        self.next_version = 1
         self._rows: dict[str, int] = {}
         # By row; empty for dead ones.
         self._ids_by_row: list[str] = []
+        self._versions: Growable[np.uint64] = Growable(np.uint64)
         self._metadata: list[bytes] = []
         self._texts: list[str] = []
         self._content_bytes = 0
@@ -35,6 +40,11 @@ class PointState(State):
     def documents(self) -> int:
         """None: documents are in text collections."""
         return 0
+
+    @property
+    def next_number(self) -> int:
+        """The next version."""
+        return self.next_version
 
     @property
     def size_bytes(self) -> int:
@@ -47,6 +57,8 @@ class PointState(State):
         match operation:
             case UpsertPoints():
                 count = self._upsert(operation)
+            case UpdatePoints():
+                count = self._update(operation)
             case DeletePoints(ids):
                 count = self._delete(ids)
             case _:
@@ -67,7 +79,13 @@ class PointState(State):
 
     def point(self, row: int) -> Point:
         """A living row."""
-        return Point(row, self._ids_by_row[row], self._metadata[row], self._texts[row])
+        version = int(self._versions.view()[row])
+        return Point(row, self._ids_by_row[row], self._metadata[row], self._texts[row], version)
+
+    def version_of(self, id_: str) -> int:
+        """The version of a point, 0 if it is not there."""
+        row = self._rows.get(id_)
+        return 0 if row is None else int(self._versions.view()[row])
 
     def row_of(self, id_: str) -> int | None:
         """The row of a point."""
@@ -84,7 +102,10 @@ class PointState(State):
 
     def capture(self) -> PointCapture:
         """The present state for another thread."""
-        return PointCapture(self.index, list(self._ids_by_row), list(self._metadata), list(self._texts))
+        versions = self._versions.view()
+        return PointCapture(
+            self.index, list(self._ids_by_row), versions, list(self._metadata), list(self._texts)
+        )
 
     def _ids(self) -> Iterator[str]:
         return iter(self._rows)
@@ -95,6 +116,7 @@ class PointState(State):
         self._ids_by_row.extend(operation.ids)
         self._metadata.extend(operation.metadata)
         self._texts.extend(operation.texts)
+        self._versions.extend(self._next_versions(operation))
         for row, (id_, metadata) in enumerate(zip(operation.ids, operation.metadata, strict=True), first):
             self._rows[id_] = row
             if metadata:
@@ -102,6 +124,30 @@ class PointState(State):
             self._content_bytes += len(metadata) + len(self._texts[row])
         self.index.publish(first, len(operation.ids))
         return len(operation.ids)
+
+    def _next_versions(self, operation: UpsertPoints) -> Sequence[int]:
+        if operation.versions is None:
+            versions: Sequence[int] = [self.next_version] * len(operation.ids)
+        else:
+            versions = operation.versions
+        self.next_version = max(self.next_version, *versions) + 1 if versions else self.next_version
+        return versions
+
+    def _update(self, operation: UpdatePoints) -> int:
+        """Writes the points anew with their old vectors, since a row never changes under a search."""
+        there = [place for place, id_ in enumerate(operation.ids) if id_ in self._rows]
+        if not there:
+            return 0
+        ids = [operation.ids[place] for place in there]
+        rows = [self._rows[id_] for id_ in ids]
+        metadata, texts = [], []
+        for place, row in zip(there, rows, strict=True):
+            given, text = operation.metadata[place], operation.texts[place]
+            metadata.append(self._metadata[row] if given is None else given)
+            texts.append(self._texts[row] if text is None else text)
+        # A copy, since the old rows are wiped.
+        vectors = self.index.vectors(np.array(rows, np.int64))
+        return self._upsert(UpsertPoints(ids, vectors, metadata, texts))
 
     def _delete(self, ids: Sequence[str]) -> int:
         there = [id_ for id_ in dict.fromkeys(ids) if id_ in self._rows]
@@ -121,11 +167,18 @@ class PointState(State):
 class PointCapture(Capture):
     """The points as they were."""
 
-    def __init__(self, index: VectorIndex, ids: list[str], metadata: list[bytes], texts: list[str]) -> None:
+    def __init__(
+        self,
+        index: VectorIndex,
+        ids: list[str],
+        versions: npt.NDArray[np.uint64],
+        metadata: list[bytes],
+        texts: list[str],
+    ) -> None:
         self._index = index
         self._vectors, self._live = index.freeze()
         self._graph = index.graph
-        self._ids, self._metadata, self._texts = ids, metadata, texts
+        self._ids, self._versions, self._metadata, self._texts = ids, versions, metadata, texts
 
     def operations(self) -> Iterator[Operation]:
         """Upserts of all points, in order of their rows."""
@@ -139,6 +192,7 @@ class PointCapture(Capture):
                 vectors,
                 [self._metadata[row] for row in places],
                 [self._texts[row] for row in places],
+                self._versions[part].tolist(),
             )
 
     def postings(self) -> Iterator[tuple[str, bytes]]:

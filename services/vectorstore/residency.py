@@ -69,6 +69,10 @@ class Residency:
         """Memory of all open collections, about."""
         return self._size_bytes
 
+    def peek(self, collection: str) -> Resident | None:
+        """The collection if it is open, without a claim to use it."""
+        return self._resident.get(collection)
+
     @property
     def count(self) -> int:
         """How many collections are open."""
@@ -79,14 +83,14 @@ class Residency:
         for _ in range(_TRIES):
             key = await self._key(descriptor)
             resident = self._resident.get(descriptor.id)
-            if resident is not None and not resident.collection.usable:
+            if resident is not None and not _serves(resident, descriptor):
                 self._retire(descriptor.id)
                 resident = None
             if resident is None:
                 resident = await self._open(descriptor, key)
             if descriptor.id in self._resident:
                 self._resident.move_to_end(descriptor.id)
-            if resident.collection.usable:
+            if _serves(resident, descriptor):
                 return Use(descriptor, resident.collection, key)
         raise Unavailable("the collection was just closed; try again", retry_after_s=0.1)
 
@@ -176,6 +180,12 @@ class Residency:
     def _closed(self, id_: str, closing: asyncio.Task[None]) -> None:
         if self._closing.get(id_) is closing:
             del self._closing[id_]
+
+
+def _serves(resident: Resident, descriptor: Descriptor) -> bool:
+    """Whether what is open is what is durable, with the metadata index that is wanted now."""
+    collection = resident.collection
+    return collection.usable and collection.state.columns.indexed == descriptor.indexed
 
 
 def _seen(done: asyncio.Task[Resident]) -> None:

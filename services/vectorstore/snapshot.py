@@ -8,7 +8,7 @@ The plaintext, little-endian, with texts and bytes as in operations.py:
     u8   metric
     u64  lsn
     32   chain of the log at that lsn
-    u64  next document sequence
+    u64  next document sequence, or version of points (0 in snapshots without versions)
     text analyser of the lexical index
     then sections: u8 tag, u64 length, content; in this order
          1 operations that make the state from nothing; any number of sections
@@ -32,12 +32,14 @@ import numpy as np
 
 from services.common.errors import DataLoss
 from services.common.sealing import DataKey, Opener, OpenFailed, Sealer
+from services.vectorstore.columns import Indexed
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import Metric, load_graph
 from services.vectorstore.lexical import ANALYSER
 from services.vectorstore.log import Scope
-from services.vectorstore.operations import DataDamaged, PutDocument, Reader, decode, encode
+from services.vectorstore.operations import PutDocument, decode, encode
 from services.vectorstore.points import PointState
+from services.vectorstore.reader import DataDamaged, Reader
 from services.vectorstore.shape import BadShape
 from services.vectorstore.state import Capture, State
 
@@ -69,7 +71,7 @@ class Moment:
     metric: Metric
     lsn: int
     chain: bytes
-    next_sequence: int
+    next_number: int
 
 
 def seal_snapshot(key: DataKey, scope: Scope, lsn: int, parts: Iterable[bytes]) -> Iterator[bytes]:
@@ -111,7 +113,7 @@ def dump(moment: Moment, capture: Capture) -> Iterator[bytes]:
             moment.metric.value,
             moment.lsn,
             moment.chain,
-            moment.next_sequence,
+            moment.next_number,
         )
         + _U32.pack(len(analyser))
         + analyser
@@ -136,18 +138,18 @@ def dump(moment: Moment, capture: Capture) -> Iterator[bytes]:
     yield _section(_END, b"")
 
 
-def load(plaintext: bytes | bytearray) -> tuple[Moment, State]:
+def load(plaintext: bytes | bytearray, indexed: Indexed = None) -> tuple[Moment, State]:
     """What `dump` gave, as a state of its own. Raises DataDamaged."""
     reader = Reader(plaintext)
     try:
-        magic, kind, dimension, metric, lsn, chain, sequence = _PREFIX.unpack(reader.take(_PREFIX.size))
-        moment = Moment(kind == _DOCUMENTS, dimension, Metric(metric), lsn, chain, sequence)
+        magic, kind, dimension, metric, lsn, chain, number = _PREFIX.unpack(reader.take(_PREFIX.size))
+        moment = Moment(kind == _DOCUMENTS, dimension, Metric(metric), lsn, chain, number)
     except ValueError:
         raise DataDamaged from None
     if magic != _MAGIC or kind not in (_POINTS, _DOCUMENTS) or not dimension:
         raise DataDamaged
     same_analyser = reader.text() == ANALYSER
-    state = new_state(moment.text, dimension, moment.metric)
+    state = new_state(moment.text, dimension, moment.metric, indexed)
     lengths = np.empty(0, np.uint32)
     postings: list[memoryview] = []
     graph: memoryview | None = None
@@ -167,9 +169,11 @@ def load(plaintext: bytes | bytearray) -> tuple[Moment, State]:
         else:
             raise DataDamaged
     if isinstance(state, DocumentState):
-        state.next_sequence = sequence
+        state.next_sequence = number
         if same_analyser:
             state.lexical.load(lengths, _postings(postings))
+    elif isinstance(state, PointState):
+        state.next_version = max(state.next_version, number)
     if graph is not None:
         try:
             state.index.adopt_graph(load_graph(graph, state.index))
@@ -178,9 +182,10 @@ def load(plaintext: bytes | bytearray) -> tuple[Moment, State]:
     return moment, state
 
 
-def new_state(text: bool, dimension: int, metric: Metric) -> State:
-    """The empty state of a collection."""
-    return DocumentState(dimension, metric) if text else PointState(dimension, metric)
+def new_state(text: bool, dimension: int, metric: Metric, indexed: Indexed = None) -> State:
+    """The empty state of a collection; the fields that filters may name."""
+    kind = DocumentState if text else PointState
+    return kind(dimension, metric, indexed)
 
 
 def _restore(state: State, content: memoryview, dimension: int, same_analyser: bool) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from services.vectorstore.columns import Columns, Indexed
 from services.vectorstore.filters import Filter
 from services.vectorstore.index import Mask, Metric, Rows, VectorIndex
 from services.vectorstore.operations import Operation
@@ -25,12 +26,13 @@ Steps = Generator[None, None, int]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A living row as the caller sees it; the metadata is a Struct's bytes."""
+    """A living row as the caller sees it; the metadata is a Struct's bytes. Passages have no version."""
 
     row: int
     id: str
     metadata: bytes
     text: str
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ class Capture(abc.ABC):
 class State(abc.ABC):
     """What points and documents have in common: rows with vectors, ids and metadata."""
 
-    def __init__(self, dimension: int, metric: Metric) -> None:
+    def __init__(self, dimension: int, metric: Metric, indexed: Indexed) -> None:
         self.index = VectorIndex(dimension, metric)
+        self.columns = Columns(indexed)
         self._in_order: list[str] | None = None
 
     @property
@@ -87,6 +90,11 @@ class State(abc.ABC):
     @abc.abstractmethod
     def documents(self) -> int:
         """Documents that are there."""
+
+    @property
+    @abc.abstractmethod
+    def next_number(self) -> int:
+        """The next document's sequence or points' version, kept in snapshots so that none is given twice."""
 
     @property
     @abc.abstractmethod

@@ -186,6 +186,22 @@ class Store:
             connection.execute(snapshots.delete().where(snapshots.c.collection == id_))
         return object_keys
 
+    def replace_descriptor(self, row: CollectionRow, sealed: bytes) -> bool:
+        """Stores a new descriptor, unless it is no longer the row's."""
+        same = sa.and_(collections.c.id == row.id, collections.c.descriptor == row.descriptor)
+        with _storage(), self._engine.begin() as connection:
+            return bool(
+                connection.execute(collections.update().where(same).values(descriptor=sealed)).rowcount
+            )
+
+    def log_size(self, collection: str) -> tuple[int, int]:
+        """Records and bytes of a collection's log."""
+        size = sa.func.coalesce(sa.func.sum(sa.func.length(log.c.sealed)), 0)
+        query = sa.select(sa.func.count(), size).where(log.c.collection == collection)
+        with _storage(), self._reader.connect() as connection:
+            records, size_bytes = connection.execute(query).one()
+        return int(records), int(size_bytes)
+
     def append(self, appends: Sequence[Append]) -> list[bool]:
         """Makes all moves in one durable transaction; False for those whose writer lost its place."""
         moved = []

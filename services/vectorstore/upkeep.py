@@ -20,6 +20,7 @@ from services.common.errors import SealcombError
 from services.common.objects import ObjectStore
 from services.common.sealing import DataKey
 from services.vectorstore.collection import Collection, Decision
+from services.vectorstore.columns import Indexed
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import build_graph
 from services.vectorstore.log import Head
@@ -58,7 +59,8 @@ class Keeper:
     def __init__(self, collection: Collection, upkeep: Upkeep, snapshot_bytes: int) -> None:
         self._collection = collection
         self._upkeep = upkeep
-        self._snapshot_bytes = snapshot_bytes
+        # The newest snapshot, about.
+        self.snapshot_bytes = snapshot_bytes
         self._stop = threading.Event()
         self._job: asyncio.Task[None] | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -112,7 +114,7 @@ class Keeper:
         collection, index = self._collection, self._collection.state.index
         if index.dead >= max(_COMPACT_DEAD_MIN, int(index.rows * _COMPACT_DEAD_SHARE)):
             return self._compact
-        long = max(self._upkeep.log_bytes, self._snapshot_bytes // 2)
+        long = max(self._upkeep.log_bytes, self.snapshot_bytes // 2)
         tail = collection.tail
         if (
             tail.size_bytes > long
@@ -177,7 +179,7 @@ class Keeper:
 
         moment, capture = await collection.at_rest(begin)
         try:
-            state = await self._in_thread(_copy, moment, capture)
+            state = await self._in_thread(_copy, moment, capture, collection.state.columns.indexed)
             while collection.since is not None and len(collection.since) > _CATCH_UP_MAX:
                 missed, collection.since = collection.since, []
                 await self._in_thread(_catch_up, state, missed)
@@ -220,14 +222,14 @@ class Keeper:
             return replace(now, snapshot_lsn=moment.lsn, snapshot_digest=digest)
 
         await collection.write(lambda _state: Decision((), lambda _counts: None, moved, moment.lsn), key)
-        self._snapshot_bytes = size
+        self.snapshot_bytes = size
         await self._in_thread(discard_old, upkeep.store, upkeep.objects, scope.collection, moment.lsn)
 
     def _moment(self) -> Moment:
         state, head = self._collection.state, self._collection.head
         text = isinstance(state, DocumentState)
-        sequence = state.next_sequence if isinstance(state, DocumentState) else 0
-        return Moment(text, state.index.dimension, state.index.metric, head.lsn, head.chain, sequence)
+        index = state.index
+        return Moment(text, index.dimension, index.metric, head.lsn, head.chain, state.next_number)
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         loop = asyncio.get_running_loop()
@@ -269,8 +271,8 @@ def _put(objects: ObjectStore, key: str, parts: Iterable[bytes]) -> tuple[bytes,
     return digest.digest(), size
 
 
-def _copy(moment: Moment, capture: Capture) -> State:
-    return load(b"".join(dump(moment, capture)))[1]
+def _copy(moment: Moment, capture: Capture, indexed: Indexed) -> State:
+    return load(b"".join(dump(moment, capture)), indexed)[1]
 
 
 def _catch_up(state: State, operations: Iterable[Operation]) -> None:

@@ -1,4 +1,7 @@
-"""What can be written to an open collection: each function is one durable write."""
+"""What can be written to an open text collection, and the checks of every write.
+
+Each function is one durable write; those to collections of points are in editing.py.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,14 @@ from services.common.errors import FailedPrecondition, InvalidArgument, Resource
 from services.vectorstore.collection import Decision
 from services.vectorstore.columns import FIELDS_MAX
 from services.vectorstore.documents import DocumentState, Stored
-from services.vectorstore.filters import Filter
 from services.vectorstore.metadata import Fields
 from services.vectorstore.operations import (
     DeleteDocument,
-    DeletePoints,
     Operation,
     PutDocument,
+    UpdatePoints,
     UpsertPoints,
 )
-from services.vectorstore.points import PointState
 from services.vectorstore.residency import Use
 from services.vectorstore.state import State
 
@@ -28,15 +29,20 @@ _VECTOR_OVERHEAD_BYTES = 64
 def require_points(use: Use) -> None:
     """Raises FailedPrecondition for a text collection, whose points are made of documents."""
     if use.descriptor.embedder:
-        raise FailedPrecondition(
-            "this is a text collection; write to it with DocumentService", reason="TEXT_COLLECTION"
-        )
+        raise not_points()
 
 
 def require_text(use: Use) -> None:
     """Raises FailedPrecondition unless it is a text collection."""
     if not use.descriptor.embedder:
         raise not_text()
+
+
+def not_points() -> FailedPrecondition:
+    """What a text collection answers to writes of points."""
+    return FailedPrecondition(
+        "this is a text collection; write to it with DocumentService", reason="TEXT_COLLECTION"
+    )
 
 
 def not_text() -> FailedPrecondition:
@@ -47,49 +53,11 @@ def not_text() -> FailedPrecondition:
     )
 
 
-async def upsert(use: Use, operation: UpsertPoints, fields: Sequence[Fields]) -> int:
-    """Writes points; returns how many."""
-    require_points(use)
-    _check_shape(use, operation, len(operation.ids))
-    size = size_of(operation)
-    names = {name: position for position, found in enumerate(fields) for name in found}
-
-    def decide(state: State) -> Decision[int]:
-        _check_room(use, state, size)
-        if isinstance(state, PointState) and not state.columns.room_for(names):
-            raise _too_many_fields(f"points[{max(names.values())}].metadata")
-        return Decision([operation], sum)
-
-    return await use.collection.write(decide, use.key, size_bytes=size, alone=False)
-
-
-async def delete_points(use: Use, ids: Sequence[str]) -> int:
-    """Deletes points by id; returns how many were there."""
-    require_points(use)
-    size = sum(len(id_) for id_ in ids)
-    operation = DeletePoints(ids)
-    return await use.collection.write(
-        lambda _state: Decision([operation], sum), use.key, size_bytes=size, alone=False
-    )
-
-
-async def delete_matching(use: Use, condition: Filter) -> int:
-    """Deletes points by filter; returns how many matched."""
-    require_points(use)
-
-    def decide(state: State) -> Decision[int]:
-        mask = state.allowed(condition)
-        ids = [] if mask is None else [state.point(row).id for row in mask.nonzero()[0].tolist()]
-        return Decision([DeletePoints(ids)] if ids else [], sum)
-
-    return await use.collection.write(decide, use.key)
-
-
 async def put_document(use: Use, operation: PutDocument, fields: Fields) -> Stored:
     """Puts a document; an idempotency key that was used answers with the document put under it."""
     require_text(use)
-    _check_shape(use, operation, len(operation.passages))
-    size = size_of(operation)
+    check_shape(use, operation, len(operation.passages))
+    size = size_of(operation, use.descriptor.dimension)
     wanted = operation.document
 
     def decide(state: State) -> Decision[Stored]:
@@ -102,9 +70,9 @@ async def put_document(use: Use, operation: PutDocument, fields: Fields) -> Stor
         if earlier is not None:
             found = earlier
             return Decision((), lambda _counts: found)
-        _check_room(use, state, size)
-        if not texts.columns.room_for(fields):
-            raise _too_many_fields("document.metadata")
+        check_room(use, state, size)
+        if texts.columns.too_many([fields]):
+            raise too_many_fields("document.metadata")
         document = replace(wanted, sequence=texts.next_sequence)
 
         def result(_counts: Sequence[int]) -> Stored:
@@ -130,7 +98,7 @@ async def delete_document(use: Use, id_: str) -> Stored | None:
     return await use.collection.write(decide, use.key)
 
 
-def size_of(operation: UpsertPoints | PutDocument) -> int:
+def size_of(operation: UpsertPoints | UpdatePoints | PutDocument, dimension: int) -> int:
     """About how many bytes an operation takes."""
     match operation:
         case UpsertPoints():
@@ -139,14 +107,20 @@ def size_of(operation: UpsertPoints | PutDocument) -> int:
                 + sum(map(len, operation.metadata))
                 + sum(map(len, operation.texts))
             )
+            rows = len(operation.ids)
+        case UpdatePoints():
+            content = sum(len(raw or b"") for raw in operation.metadata)
+            content += sum(len(text or "") for text in operation.texts) + sum(map(len, operation.ids))
+            rows = len(operation.ids)
         case PutDocument():
             content = len(operation.document.metadata) + sum(
                 len(passage.text) for passage in operation.passages
             )
-    return content + operation.vectors.nbytes + _VECTOR_OVERHEAD_BYTES * len(operation.vectors)
+            rows = len(operation.passages)
+    return content + rows * (4 * dimension + _VECTOR_OVERHEAD_BYTES)
 
 
-def _check_shape(use: Use, operation: UpsertPoints | PutDocument, count: int) -> None:
+def check_shape(use: Use, operation: UpsertPoints | PutDocument, count: int) -> None:
     # What is in the log must apply at every restart, so what could not is stopped before it.
     if operation.vectors.shape != (count, use.descriptor.dimension):
         raise ValueError("vectors do not fit the collection")
@@ -164,7 +138,7 @@ def _texts(state: State) -> DocumentState:
     return state
 
 
-def _check_room(use: Use, state: State, size_bytes: int) -> None:
+def check_room(use: Use, state: State, size_bytes: int) -> None:
     if state.size_bytes + size_bytes > use.collection.parts.size_bytes_max:
         raise ResourceExhausted(
             "the collection is as large as this node can hold; use another collection",
@@ -172,7 +146,7 @@ def _check_room(use: Use, state: State, size_bytes: int) -> None:
         )
 
 
-def _too_many_fields(field: str) -> InvalidArgument:
+def too_many_fields(field: str) -> InvalidArgument:
     return invalid(
         field,
         f"the collection would have more than {FIELDS_MAX} distinct metadata fields",

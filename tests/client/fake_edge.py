@@ -146,6 +146,18 @@ class FakeEdge(
         self._enter(request, context)
         return vector_service_pb2.UpsertResponse(upserted=len(request.points))
 
+    def UpsertStream(self, requests: Any, context: Any) -> Any:
+        answer = vector_service_pb2.UpsertStreamResponse()
+        for request in requests:
+            self._enter(request, context)
+            for place, point in enumerate(request.points):
+                if point.id == "bad":
+                    answer.failed += 1
+                    answer.failures.add(position=place, field="id", message="is bad")
+                else:
+                    answer.upserted += 1
+        return answer
+
     def Query(self, request: Any, context: Any) -> Any:
         self._enter(request, context)
         hit = vector_service_pb2.Hit(id="p", score=1.0, vector_f32=request.vector_f32)

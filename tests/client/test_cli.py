@@ -163,8 +163,17 @@ def test_points_are_read_from_json_lines_or_an_array(cli: Cli, edge: FakeEdge) -
     array = '[{"id": "a", "vector": [1, 2]},\n {"id": "b", "vector": [3, 4]}]'
     for text in (lines, array):
         result = cli("points", "upsert", "vectors", "--json", stdin=text)
-        assert json.loads(result.stdout) == {"upserted": 2}
+        assert json.loads(result.stdout) == {"upserted": 2, "failed": 0}
     assert [point.id for point in edge.requests[0].points] == ["a", "b"]
+
+
+def test_a_bad_point_is_named_and_the_others_are_written(cli: Cli, edge: FakeEdge) -> None:
+    lines = "".join(f'{{"id": "{id_}", "vector": [1]}}\n' for id_ in ("a", "bad", "c"))
+    result = cli("points", "upsert", "vectors", "--atomic", "--json", stdin=lines)
+    assert json.loads(result.stdout) == {"upserted": 2, "failed": 1}
+    assert result.stderr == "points[1].id: is bad\n"
+    assert result.exit_code == 5
+    assert edge.requests[0].atomic_batches
 
 
 def test_a_point_that_is_none_is_refused_with_its_line(cli: Cli, edge: FakeEdge) -> None:

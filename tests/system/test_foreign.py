@@ -28,7 +28,7 @@ from sealcomb.v1 import (
     token_service_pb2,
     vector_service_pb2,
 )
-from sealcomb_client.content import point
+from sealcomb_client.content import point, point_update
 from services.common import ids
 from tests.system.installation import Account, Installation
 from tests.system.raw import Answer, RawCaller
@@ -114,6 +114,12 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
     "CollectionService/DeleteCollection": lambda w: collection_service_pb2.DeleteCollectionRequest(
         collection=w.texts
     ),
+    "CollectionService/UpdateCollection": lambda w: collection_service_pb2.UpdateCollectionRequest(
+        collection=w.texts, default_ef=100
+    ),
+    "CollectionService/GetCollectionStats": lambda w: collection_service_pb2.GetCollectionStatsRequest(
+        collection=w.texts
+    ),
     "DocumentService/UploadDocument": lambda w: document_service_pb2.UploadDocumentRequest(
         header=document_service_pb2.UploadDocumentHeader(collection=w.texts, name="a.txt")
     ),
@@ -159,6 +165,12 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
     "VectorService/Upsert": lambda w: vector_service_pb2.UpsertRequest(
         collection=w.vectors, points=[point(w.point, VECTOR)]
     ),
+    "VectorService/UpsertStream": lambda w: vector_service_pb2.UpsertStreamRequest(
+        collection=w.vectors, points=[point(w.point, VECTOR)]
+    ),
+    "VectorService/UpdatePoints": lambda w: vector_service_pb2.UpdatePointsRequest(
+        collection=w.vectors, updates=[point_update(w.point, text="x")]
+    ),
     "VectorService/GetPoints": lambda w: vector_service_pb2.GetPointsRequest(
         collection=w.vectors, ids=[w.point]
     ),
@@ -176,6 +188,7 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
 # The id of an OAuth client is the provider's.
 CHOSEN = {
     ("VectorService/Upsert", "points.id"),
+    ("VectorService/UpsertStream", "points.id"),
     ("TokenService/CreateToken", "collections"),
     ("SourceService/BeginConnection", "client.id"),
 }

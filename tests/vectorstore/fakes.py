@@ -16,7 +16,7 @@ from services.common.context import CallContext, Caller, acting_as, current_acco
 from services.common.errors import KeyDisabled, NotFound
 from services.common.objects import FolderStore
 from services.common.sealing import DataKey
-from services.vectorstore import writing
+from services.vectorstore import editing, writing
 from services.vectorstore.catalog import Descriptor
 from services.vectorstore.collection import Collection
 from services.vectorstore.documents import Stored
@@ -163,11 +163,12 @@ class Space:
             raws,
             [f"text of {id_}" for id_ in vectors],
         )
-        return await writing.upsert(await self.use(name), operation, [fields_of(raw) for raw in raws])
+        written = await editing.upsert(await self.use(name), operation, [fields_of(raw) for raw in raws])
+        return written.count
 
     async def delete(self, *ids_: str, name: str = "things") -> int:
         """Deletes points by id."""
-        return await writing.delete_points(await self.use(name), ids_)
+        return await editing.delete(await self.use(name), ids_)
 
     async def put(
         self,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from services.common.errors import DataLoss, ResourceExhausted, SealcombError, Unavailable
-from services.vectorstore import writing
+from services.common.errors import Aborted, DataLoss, ResourceExhausted, SealcombError, Unavailable
+from services.vectorstore import editing, writing
 from services.vectorstore.collection import Decision
 from services.vectorstore.documents import DocumentState
-from services.vectorstore.filters import OneOf
 from services.vectorstore.node import Limits, Node
+from services.vectorstore.operations import UpsertPoints
 from services.vectorstore.upkeep import Keeper
 from tests.vectorstore.fakes import (
     FailingStore,
@@ -124,14 +124,18 @@ async def test_a_write_that_depends_on_the_state_sees_every_write_before_it(node
     space = Space(node)
     await space.make()
     use = await space.use()
+    one = UpsertPoints(["a"], np.ones((1, 4), np.float32), [b""], [""])
     # The first keeps the writer busy, so the other two wait side by side.
     writes = [
         space.upsert({"x": [1, 0, 0, 0]}),
         space.upsert({"a": [1, 0, 0, 0]}, {"a": {"kind": "x"}}),
-        writing.delete_matching(use, OneOf("kind", ("x",))),
+        # Only if it is not there yet.
+        editing.upsert(use, one, [{}], versions=[0]),
     ]
-    assert await asyncio.gather(*writes) == [1, 1, 1]
-    assert set(await space.contents()) == {"x"}
+    answers = await asyncio.gather(*writes, return_exceptions=True)
+    assert answers[:2] == [1, 1]
+    assert isinstance(answers[2], Aborted)
+    assert answers[2].reason == "VERSION_CONFLICT"
 
 
 async def test_counts_in_the_database_follow_replacements_and_deletions(node: Node) -> None:

@@ -132,8 +132,7 @@ def test_the_number_of_fields_is_bounded() -> None:
     columns = Columns()
     for number in range(FIELDS_MAX):
         columns.add(0, {f"f{number}": ()})
-    assert columns.room_for(["f1", "f2"])
-    assert not columns.room_for(["new"])
+    assert columns.too_many([["f1", "f2"], ["new"], ["f3"]]) == [1]
 
 
 def test_conditions_are_counted_at_every_depth() -> None:

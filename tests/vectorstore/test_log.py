@@ -27,7 +27,6 @@ from services.vectorstore.log import (
     seal_record,
 )
 from services.vectorstore.operations import (
-    DataDamaged,
     DeleteDocument,
     DeletePoints,
     Document,
@@ -38,6 +37,7 @@ from services.vectorstore.operations import (
     decode,
     encode,
 )
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.store import Append
 
 KEY = DataKey(ids.from_bytes(bytes(16)), bytes(range(32)))

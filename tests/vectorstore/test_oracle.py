@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.common.errors import ResourceExhausted
-from services.vectorstore import index, nearest, upkeep, writing
+from services.common.errors import Aborted, ResourceExhausted
+from services.vectorstore import editing, index, nearest, upkeep, writing
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.filters import OneOf
 from services.vectorstore.index import Metric
+from services.vectorstore.metadata import fields_of
 from services.vectorstore.node import Limits, Node
+from services.vectorstore.operations import UpdatePoints
+from services.vectorstore.points import PointState
 from services.vectorstore.searching import Mode, WantedPassages
-from tests.vectorstore.fakes import FakeKeyvault, Space, open_node, settle, vector_of
+from tests.vectorstore.fakes import FakeKeyvault, Space, metadata_of, open_node, settle, vector_of
 
 IDS = st.sampled_from([f"p{n}" for n in range(25)])
 VECTORS = st.lists(st.integers(-5, 5).map(float), min_size=3, max_size=3).filter(any)
@@ -38,6 +42,14 @@ STEPS = st.lists(
         ),
         st.tuples(st.just("delete"), st.lists(IDS, min_size=1, max_size=6)),
         st.tuples(st.just("delete colour"), st.sampled_from(["red", "blue"])),
+        st.tuples(
+            st.just("recolour"),
+            st.tuples(
+                st.lists(IDS, min_size=1, max_size=4, unique=True),
+                st.sampled_from(["red", "blue"]),
+                st.booleans(),
+            ),
+        ),
         st.tuples(st.just("refused"), IDS),
         st.tuples(st.just("reopen"), st.none()),
         st.tuples(st.just("restart"), st.none()),
@@ -54,6 +66,14 @@ class Oracle:
 
     metric: Metric
     points: dict[str, tuple[list[float], str]] = field(default_factory=dict)
+    # Of the last write, and by point.
+    version: int = 0
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def written(self, ids: Iterable[str]) -> None:
+        """One write of these points."""
+        self.version += 1
+        self.versions.update(dict.fromkeys(ids, self.version))
 
     def scores(self, query: list[float], colour: str | None = None) -> dict[str, float]:
         """Nearness by the definition of the metric; larger is nearer."""
@@ -76,6 +96,11 @@ async def check(space: Space, oracle: Oracle, query: list[float]) -> None:
     contents = await space.contents()
     assert {id_: np.frombuffer(raw, np.float32).tolist() for id_, (raw, _m, _t) in contents.items()} == {
         id_: vector for id_, (vector, _colour) in oracle.points.items()
+    }
+    state = (await space.use()).collection.state
+    assert isinstance(state, PointState)
+    assert {id_: state.version_of(id_) for id_ in oracle.points} == {
+        id_: oracle.versions[id_] for id_ in oracle.points
     }
     for colour in (None, "red"):
         scores = oracle.scores(query, colour)
@@ -114,6 +139,9 @@ async def step(node: Node, oracle: Oracle, name: str, detail: Any, restart: Any)
             colours = {id_: {"colour": colour} for id_, (_vector, colour) in detail.items()}
             await space.upsert({id_: vector for id_, (vector, _colour) in detail.items()}, colours)
             oracle.points.update(detail)
+            oracle.written(detail)
+        case "recolour":
+            await _recolour(space, oracle, *detail)
         case "delete":
             there = {id_ for id_ in detail if id_ in oracle.points}
             assert await space.delete(*detail) == len(there)
@@ -123,7 +151,8 @@ async def step(node: Node, oracle: Oracle, name: str, detail: Any, restart: Any)
             matching = [id_ for id_, (_vector, colour) in oracle.points.items() if colour == detail]
             if matching:
                 condition = OneOf("colour", (detail,))
-                assert await writing.delete_matching(await space.use(), condition) == len(matching)
+                deleted = await editing.delete_matching(await space.use(), node.finder, condition)
+                assert deleted == len(matching)
             for id_ in matching:
                 del oracle.points[id_]
         case "refused":
@@ -143,6 +172,23 @@ async def step(node: Node, oracle: Oracle, name: str, detail: Any, restart: Any)
         case "query":
             await check(space, oracle, detail)
     return node
+
+
+async def _recolour(space: Space, oracle: Oracle, ids: list[str], colour: str, stale: bool) -> None:
+    """Changes the colour of points; with a version that is not theirs, nothing changes."""
+    use, raw = await space.use(), metadata_of({"colour": colour})
+    operation = UpdatePoints(ids, [raw] * len(ids), [None] * len(ids))
+    versions = [oracle.versions.get(id_, 0) + (stale and place == 0) for place, id_ in enumerate(ids)]
+    there = [id_ for id_ in ids if id_ in oracle.points]
+    if stale or len(there) < len(ids):
+        with pytest.raises(Aborted):
+            await editing.update(use, operation, [fields_of(raw)] * len(ids), versions)
+        return
+    written = await editing.update(use, operation, [fields_of(raw)] * len(ids), versions)
+    assert written.count == len(there)
+    oracle.points.update({id_: (oracle.points[id_][0], colour) for id_ in there})
+    oracle.written(there)
+    assert written.version == oracle.version
 
 
 def _full(_appends: object) -> list[bool]:

@@ -18,7 +18,7 @@ from services.vectorstore import index as index_module
 from services.vectorstore import shape, upkeep
 from services.vectorstore.index import Graph, Metric, VectorIndex, build_graph, load_graph
 from services.vectorstore.node import Limits, Node
-from services.vectorstore.operations import DataDamaged
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.shape import BadShape, unpack
 from services.vectorstore.snapshot import load
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node, settle, vector_of

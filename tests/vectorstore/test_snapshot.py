@@ -16,7 +16,6 @@ from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import Metric
 from services.vectorstore.log import Scope
 from services.vectorstore.operations import (
-    DataDamaged,
     DeletePoints,
     Document,
     Passage,
@@ -24,6 +23,7 @@ from services.vectorstore.operations import (
     UpsertPoints,
 )
 from services.vectorstore.points import PointState
+from services.vectorstore.reader import DataDamaged
 from services.vectorstore.snapshot import Moment, SnapshotBroken, dump, load, open_snapshot, seal_snapshot
 from services.vectorstore.state import State
 from tests.vectorstore.fakes import metadata_of, vector_of
@@ -64,8 +64,7 @@ def documents(count: int = 30) -> DocumentState:
 def moment_of(state: State, lsn: int = 9) -> Moment:
     """A moment for a state."""
     text = isinstance(state, DocumentState)
-    sequence = state.next_sequence if isinstance(state, DocumentState) else 0
-    return Moment(text, state.index.dimension, state.index.metric, lsn, b"c" * 32, sequence)
+    return Moment(text, state.index.dimension, state.index.metric, lsn, b"c" * 32, state.next_number)
 
 
 def dumped(state: State) -> bytes:

@@ -12,6 +12,11 @@ from sealcomb_client.cli.session import Session, command
 _COLUMNS = ("name", "points", "documents", "dimension", "metric", "embedder", "create_time")
 
 
+INDEXED = click.option(
+    "--index", "indexed", multiple=True, metavar="FIELD", help="Index only this metadata field; repeatable."
+)
+
+
 def register(main: click.Group) -> None:
     """Adds the group."""
     main.add_command(collections)
@@ -27,11 +32,21 @@ def collections() -> None:
 @click.option("--embedder", default="", help='Embedding model of a text collection ("default").')
 @click.option("--dimension", type=click.IntRange(1, 4096), help="Dimension of your own vectors, instead.")
 @click.option("--metric", type=click.Choice(["cosine", "dot", "l2"]), default="cosine", show_default=True)
-def create(session: Session, name: str, embedder: str, dimension: int | None, metric: str) -> None:
+@INDEXED
+def create(
+    session: Session,
+    name: str,
+    embedder: str,
+    dimension: int | None,
+    metric: str,
+    indexed: tuple[str, ...],
+) -> None:
     """Create a text collection, or one of your own vectors with --dimension."""
     if not embedder and dimension is None:
         embedder = "default"
-    made = session.client.collections.create(name, embedder=embedder, dimension=dimension or 0, metric=metric)
+    made = session.client.collections.create(
+        name, embedder=embedder, dimension=dimension or 0, metric=metric, indexed=indexed or None
+    )
     session.output.value(made)
 
 
@@ -46,6 +61,26 @@ def list_(session: Session) -> None:
 def get(session: Session, name: str) -> None:
     """Describe one collection."""
     session.output.value(session.client.collections.get(name))
+
+
+@command(collections)
+@click.argument("name")
+@click.option("--ef", type=click.IntRange(0, 4096), help="Frontier of queries that name none; 0: default.")
+@INDEXED
+@click.option("--index-all", is_flag=True, help="Index every field again.")
+def update(session: Session, name: str, ef: int | None, indexed: tuple[str, ...], index_all: bool) -> None:
+    """Change how a collection is searched and which metadata is indexed."""
+    changed = session.client.collections.update(
+        name, default_ef=ef, indexed=indexed or None, index_all=index_all
+    )
+    session.output.value(changed)
+
+
+@command(collections)
+@click.argument("name")
+def stats(session: Session, name: str) -> None:
+    """Print what a collection holds and takes."""
+    session.output.value(session.client.collections.stats(name))
 
 
 @command(collections)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import click
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from sealcomb.v1 import vector_service_pb2
 from sealcomb_client.cli.options import FILTER
 from sealcomb_client.cli.session import Session, command
 from sealcomb_client.values import vector_of
 
-_BATCH_POINTS = 200
+# As for any other value that is wrong.
+_SOME_FAILED = 5
+_Message = TypeVar("_Message", bound=Message)
 
 
 def register(main: click.Group) -> None:
@@ -30,15 +33,41 @@ def points() -> None:
 @command(points)
 @click.argument("collection")
 @click.argument("file", type=click.File("r", encoding="utf-8"), default="-")
-def upsert(session: Session, collection: str, file: TextIO) -> None:
+@click.option("--atomic", is_flag=True, help="Leave out the whole batch of a bad point.")
+def upsert(session: Session, collection: str, file: TextIO, atomic: bool) -> None:
     """Write points from FILE or standard input: one JSON object a line, or one JSON array.
 
-    A point is {"id": "a", "vector": [0.1, 0.2], "metadata": {...}, "text": "..."}.
+    A point is {"id": "a", "vector": [0.1, 0.2], "metadata": {...}, "text": "..."}. Bad points are named and
+    left out; with --atomic so are the points that are sent beside them.
     """
-    total = 0
-    for batch in _batches(_read_points(file)):
-        total += session.client.points.upsert(collection, batch)
-    session.output.value({"upserted": total})
+    done = session.client.points.upsert_many(collection, _read_points(file), atomic_batches=atomic)
+    for failure in done.failures:
+        click.echo(f"points[{failure.position}].{failure.field}: {failure.message}", err=True)
+    session.output.value({"upserted": done.upserted, "failed": done.failed})
+    if done.failed:
+        raise click.exceptions.Exit(_SOME_FAILED)
+
+
+@command(points)
+@click.argument("collection")
+@click.argument("file", type=click.File("r", encoding="utf-8"), default="-")
+def update(session: Session, collection: str, file: TextIO) -> None:
+    """Replace metadata or text of at most 1,000 points, from FILE or standard input as JSON like `upsert`.
+
+    An update is {"id": "a", "metadata": {...}, "text": "..."}; what is left out stays, and so do vectors.
+    """
+    updates = _read(file, vector_service_pb2.PointUpdate, "update")
+    answer = session.client.points.update(collection, updates)
+    session.output.value({"updated": answer.updated, "missing": list(answer.missing)})
+
+
+@command(points, "list")
+@click.argument("collection")
+@FILTER
+def list_(session: Session, collection: str, condition: dict[str, Any] | None) -> None:
+    """Print all points, or those that match, in order of id."""
+    listed = session.client.points.list(collection, filter=condition)
+    session.output.rows(listed, ("id", "version", "metadata", "text"))
 
 
 @command(points)
@@ -111,6 +140,10 @@ def _parse_vector(text: str) -> list[float]:
 
 
 def _read_points(file: TextIO) -> Iterator[vector_service_pb2.Point]:
+    return _read(file, vector_service_pb2.Point, "point")
+
+
+def _read(file: TextIO, kind: type[_Message], name: str) -> Iterator[_Message]:
     first = file.readline()
     if first.lstrip().startswith("["):
         try:
@@ -118,7 +151,7 @@ def _read_points(file: TextIO) -> Iterator[vector_service_pb2.Point]:
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error}") from None
         for index, item in enumerate(items):
-            yield _point(item, f"points[{index}]")
+            yield _parsed(item, kind, f"{name}s[{index}]", name)
         return
     number = 0
     line = first
@@ -129,23 +162,12 @@ def _read_points(file: TextIO) -> Iterator[vector_service_pb2.Point]:
                 item = json.loads(line)
             except json.JSONDecodeError:
                 raise ValueError(f"line {number}: not a JSON object") from None
-            yield _point(item, f"line {number}")
+            yield _parsed(item, kind, f"line {number}", name)
         line = file.readline()
 
 
-def _point(item: Any, where: str) -> vector_service_pb2.Point:
+def _parsed(item: Any, kind: type[_Message], where: str, name: str) -> _Message:
     try:
-        return json_format.ParseDict(item, vector_service_pb2.Point())
+        return json_format.ParseDict(item, kind())
     except (json_format.ParseError, AttributeError) as error:
-        raise ValueError(f"{where}: not a point: {error}") from None
-
-
-def _batches(items: Iterator[vector_service_pb2.Point]) -> Iterator[list[vector_service_pb2.Point]]:
-    batch: list[vector_service_pb2.Point] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH_POINTS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        raise ValueError(f"{where}: not a {name}: {error}") from None

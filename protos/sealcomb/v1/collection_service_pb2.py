@@ -25,33 +25,47 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealcomb/v1/collection_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x01\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x05 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x06 \x01(\t\x12\x0e\n\x06points\x18\x07 \x01(\x04\x12\x11\n\tdocuments\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12#\n\x06metric\x18\x03 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"*\n\x14GetCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x17\x44\x65leteCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\x8b\x03\n\x11\x43ollectionService\x12_\n\x10\x43reateCollection\x12$.sealcomb.v1.CreateCollectionRequest\x1a%.sealcomb.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.sealcomb.v1.GetCollectionRequest\x1a\".sealcomb.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.sealcomb.v1.ListCollectionsRequest\x1a$.sealcomb.v1.ListCollectionsResponse\x12_\n\x10\x44\x65leteCollection\x12$.sealcomb.v1.DeleteCollectionRequest\x1a%.sealcomb.v1.DeleteCollectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealcomb/v1/collection_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x05 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x06 \x01(\t\x12\x0e\n\x06points\x18\x07 \x01(\x04\x12\x11\n\tdocuments\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndefault_ef\x18\n \x01(\r\x12\x32\n\x0emetadata_index\x18\x0b \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\"\x1f\n\rMetadataIndex\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\"\xd2\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12#\n\x06metric\x18\x03 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x12\n\ndefault_ef\x18\x06 \x01(\r\x12\x32\n\x0emetadata_index\x18\x07 \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"*\n\x14GetCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\x17UpdateCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x17\n\ndefault_ef\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x32\n\x0emetadata_index\x18\x03 \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\x12\x1a\n\x12index_all_metadata\x18\x04 \x01(\x08\x42\r\n\x0b_default_ef\"G\n\x18UpdateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"/\n\x19GetCollectionStatsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"\xd1\x01\n\x1aGetCollectionStatsResponse\x12\x0e\n\x06points\x18\x01 \x01(\x04\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x10\n\x08resident\x18\x03 \x01(\x08\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\x12\x16\n\x0esnapshot_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x11\n\tlog_bytes\x18\x07 \x01(\x04\x12&\n\x08segments\x18\x08 \x03(\x0b\x32\x14.sealcomb.v1.Segment\"\x8f\x01\n\x07Segment\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.sealcomb.v1.Segment.Kind\x12\x0e\n\x06points\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x04\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_FLAT\x10\x01\x12\r\n\tKIND_HNSW\x10\x02\"-\n\x17\x44\x65leteCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\xd3\x04\n\x11\x43ollectionService\x12_\n\x10\x43reateCollection\x12$.sealcomb.v1.CreateCollectionRequest\x1a%.sealcomb.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.sealcomb.v1.GetCollectionRequest\x1a\".sealcomb.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.sealcomb.v1.ListCollectionsRequest\x1a$.sealcomb.v1.ListCollectionsResponse\x12_\n\x10UpdateCollection\x12$.sealcomb.v1.UpdateCollectionRequest\x1a%.sealcomb.v1.UpdateCollectionResponse\x12\x65\n\x12GetCollectionStats\x12&.sealcomb.v1.GetCollectionStatsRequest\x1a\'.sealcomb.v1.GetCollectionStatsResponse\x12_\n\x10\x44\x65leteCollection\x12$.sealcomb.v1.DeleteCollectionRequest\x1a%.sealcomb.v1.DeleteCollectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.collection_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METRIC']._serialized_start=898
-  _globals['_METRIC']._serialized_end=980
+  _globals['_METRIC']._serialized_start=1723
+  _globals['_METRIC']._serialized_end=1805
   _globals['_COLLECTION']._serialized_start=87
-  _globals['_COLLECTION']._serialized_end=313
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=316
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=454
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=456
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=527
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=529
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=571
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=573
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=641
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=643
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=706
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=708
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=804
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=806
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=851
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=853
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=896
-  _globals['_COLLECTIONSERVICE']._serialized_start=983
-  _globals['_COLLECTIONSERVICE']._serialized_end=1378
+  _globals['_COLLECTION']._serialized_end=385
+  _globals['_METADATAINDEX']._serialized_start=387
+  _globals['_METADATAINDEX']._serialized_end=418
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=421
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=631
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=633
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=704
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=706
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=748
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=750
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=818
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=820
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=883
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=885
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=981
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=984
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=1149
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=1151
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=1222
+  _globals['_GETCOLLECTIONSTATSREQUEST']._serialized_start=1224
+  _globals['_GETCOLLECTIONSTATSREQUEST']._serialized_end=1271
+  _globals['_GETCOLLECTIONSTATSRESPONSE']._serialized_start=1274
+  _globals['_GETCOLLECTIONSTATSRESPONSE']._serialized_end=1483
+  _globals['_SEGMENT']._serialized_start=1486
+  _globals['_SEGMENT']._serialized_end=1629
+  _globals['_SEGMENT_KIND']._serialized_start=1571
+  _globals['_SEGMENT_KIND']._serialized_end=1629
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=1631
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1676
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1678
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1721
+  _globals['_COLLECTIONSERVICE']._serialized_start=1808
+  _globals['_COLLECTIONSERVICE']._serialized_end=2403
 # @@protoc_insertion_point(module_scope)

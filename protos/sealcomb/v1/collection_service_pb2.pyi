@@ -58,6 +58,8 @@ class Collection(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DEFAULT_EF_FIELD_NUMBER: _builtins.int
+    METADATA_INDEX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     dimension: _builtins.int
@@ -68,8 +70,14 @@ class Collection(_message.Message):
     """SHA-256 of the model's weights, hex; empty for bring-your-own-vectors."""
     points: _builtins.int
     documents: _builtins.int
+    default_ef: _builtins.int
+    """Size of the search frontier of queries that name none; 0: the service's default."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def metadata_index(self) -> Global___MetadataIndex:
+        """Not set: every field is indexed."""
+
     def __init__(
         self,
         *,
@@ -82,14 +90,42 @@ class Collection(_message.Message):
         points: _builtins.int = ...,
         documents: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        default_ef: _builtins.int = ...,
+        metadata_index: Global___MetadataIndex | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "metadata_index", b"metadata_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dimension", b"dimension", "documents", b"documents", "embedder", b"embedder", "embedder_fingerprint", b"embedder_fingerprint", "id", b"id", "metric", b"metric", "name", b"name", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_ef", b"default_ef", "dimension", b"dimension", "documents", b"documents", "embedder", b"embedder", "embedder_fingerprint", b"embedder_fingerprint", "id", b"id", "metadata_index", b"metadata_index", "metric", b"metric", "name", b"name", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class MetadataIndex(_message.Message):
+    """Which metadata fields filters may name. Fields that are not indexed are kept and returned, and take no memory
+    for filters.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Dotted paths, at most 1,024; none: no field is indexed."""
+
+    def __init__(
+        self,
+        *,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataIndex: _TypeAlias = MetadataIndex  # noqa: Y015
 
 @_typing.final
 class CreateCollectionRequest(_message.Message):
@@ -100,6 +136,8 @@ class CreateCollectionRequest(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DEFAULT_EF_FIELD_NUMBER: _builtins.int
+    METADATA_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 256 characters."""
     dimension: _builtins.int
@@ -110,6 +148,10 @@ class CreateCollectionRequest(_message.Message):
     """"default" makes a text collection with the configured model."""
     idempotency_key: _builtins.str
     """Repeating a key returns the collection made first."""
+    default_ef: _builtins.int
+    """As in UpdateCollection."""
+    @_builtins.property
+    def metadata_index(self) -> Global___MetadataIndex: ...
     def __init__(
         self,
         *,
@@ -118,10 +160,12 @@ class CreateCollectionRequest(_message.Message):
         metric: Global___Metric.ValueType = ...,
         embedder: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        default_ef: _builtins.int = ...,
+        metadata_index: Global___MetadataIndex | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata_index", b"metadata_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "embedder", b"embedder", "idempotency_key", b"idempotency_key", "metric", b"metric", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_ef", b"default_ef", "dimension", b"dimension", "embedder", b"embedder", "idempotency_key", b"idempotency_key", "metadata_index", b"metadata_index", "metric", b"metric", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,6 +274,172 @@ class ListCollectionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCollectionsResponse: _TypeAlias = ListCollectionsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    DEFAULT_EF_FIELD_NUMBER: _builtins.int
+    METADATA_INDEX_FIELD_NUMBER: _builtins.int
+    INDEX_ALL_METADATA_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    default_ef: _builtins.int
+    """At most 4,096; 0: the service's default."""
+    index_all_metadata: _builtins.bool
+    """Index every field again; not together with `metadata_index`."""
+    @_builtins.property
+    def metadata_index(self) -> Global___MetadataIndex:
+        """Replaces what is indexed; the index is made anew when the collection is next used."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        default_ef: _builtins.int | None = ...,
+        metadata_index: Global___MetadataIndex | None = ...,
+        index_all_metadata: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_ef", b"_default_ef", "default_ef", b"default_ef", "metadata_index", b"metadata_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_ef", b"_default_ef", "collection", b"collection", "default_ef", b"default_ef", "index_all_metadata", b"index_all_metadata", "metadata_index", b"metadata_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_ef: _TypeAlias = _typing.Literal["default_ef"]  # noqa: Y015
+    _WhichOneofArgType__default_ef: _TypeAlias = _typing.Literal["_default_ef", b"_default_ef"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_ef) -> _WhichOneofReturnType__default_ef | None: ...
+
+Global___UpdateCollectionRequest: _TypeAlias = UpdateCollectionRequest  # noqa: Y015
+
+@_typing.final
+class UpdateCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> Global___Collection: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateCollectionResponse: _TypeAlias = UpdateCollectionResponse  # noqa: Y015
+
+@_typing.final
+class GetCollectionStatsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCollectionStatsRequest: _TypeAlias = GetCollectionStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetCollectionStatsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_BYTES_FIELD_NUMBER: _builtins.int
+    LOG_RECORDS_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    points: _builtins.int
+    documents: _builtins.int
+    resident: _builtins.bool
+    """Whether it is open, in memory. What follows but for the log is known only then."""
+    resident_bytes: _builtins.int
+    """Memory that it takes, about."""
+    snapshot_bytes: _builtins.int
+    """The newest snapshot, about."""
+    log_records: _builtins.int
+    """What was written since the newest snapshot."""
+    log_bytes: _builtins.int
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
+    def __init__(
+        self,
+        *,
+        points: _builtins.int = ...,
+        documents: _builtins.int = ...,
+        resident: _builtins.bool = ...,
+        resident_bytes: _builtins.int = ...,
+        snapshot_bytes: _builtins.int = ...,
+        log_records: _builtins.int = ...,
+        log_bytes: _builtins.int = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "log_bytes", b"log_bytes", "log_records", b"log_records", "points", b"points", "resident", b"resident", "resident_bytes", b"resident_bytes", "segments", b"segments", "snapshot_bytes", b"snapshot_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCollectionStatsResponse: _TypeAlias = GetCollectionStatsResponse  # noqa: Y015
+
+@_typing.final
+class Segment(_message.Message):
+    """A part of the vectors that is searched in its own way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Segment._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Segment._Kind.ValueType  # 0
+        KIND_FLAT: Segment._Kind.ValueType  # 1
+        """Compared one by one."""
+        KIND_HNSW: Segment._Kind.ValueType  # 2
+        """Walked along the links of a graph."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Segment.Kind.ValueType  # 0
+    KIND_FLAT: Segment.Kind.ValueType  # 1
+    """Compared one by one."""
+    KIND_HNSW: Segment.Kind.ValueType  # 2
+    """Walked along the links of a graph."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    kind: Global___Segment.Kind.ValueType
+    points: _builtins.int
+    deleted: _builtins.int
+    """Deleted points that still take room."""
+    def __init__(
+        self,
+        *,
+        kind: Global___Segment.Kind.ValueType = ...,
+        points: _builtins.int = ...,
+        deleted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "kind", b"kind", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
 
 @_typing.final
 class DeleteCollectionRequest(_message.Message):

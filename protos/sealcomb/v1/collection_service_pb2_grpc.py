@@ -50,6 +50,16 @@ class CollectionServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ListCollectionsRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ListCollectionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateCollection = channel.unary_unary(
+                '/sealcomb.v1.CollectionService/UpdateCollection',
+                request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.FromString,
+                _registered_method=True)
+        self.GetCollectionStats = channel.unary_unary(
+                '/sealcomb.v1.CollectionService/GetCollectionStats',
+                request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/sealcomb.v1.CollectionService/DeleteCollection',
                 request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.SerializeToString,
@@ -82,6 +92,20 @@ class CollectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateCollection(self, request, context):
+        """Changes how a collection is searched and which metadata is indexed (scope write).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCollectionStats(self, request, context):
+        """What a collection holds and takes; does not open it (scope read).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
         """Destroys the collection's data keys, then its data (scope write).
         """
@@ -106,6 +130,16 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.ListCollections,
                     request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ListCollectionsRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ListCollectionsResponse.SerializeToString,
+            ),
+            'UpdateCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateCollection,
+                    request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.SerializeToString,
+            ),
+            'GetCollectionStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCollectionStats,
+                    request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsResponse.SerializeToString,
             ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
@@ -195,6 +229,60 @@ class CollectionService:
             '/sealcomb.v1.CollectionService/ListCollections',
             sealcomb_dot_v1_dot_collection__service__pb2.ListCollectionsRequest.SerializeToString,
             sealcomb_dot_v1_dot_collection__service__pb2.ListCollectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.CollectionService/UpdateCollection',
+            sealcomb_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.SerializeToString,
+            sealcomb_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCollectionStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.CollectionService/GetCollectionStats',
+            sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsRequest.SerializeToString,
+            sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

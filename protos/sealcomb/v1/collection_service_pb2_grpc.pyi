@@ -39,6 +39,10 @@ class CollectionServiceStub:
     """Describes a collection (scope read)."""
     ListCollections: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.ListCollectionsRequest, _collection_service_pb2.ListCollectionsResponse]
     """Lists collections in order of creation (scope read)."""
+    UpdateCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateCollectionRequest, _collection_service_pb2.UpdateCollectionResponse]
+    """Changes how a collection is searched and which metadata is indexed (scope write)."""
+    GetCollectionStats: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.GetCollectionStatsRequest, _collection_service_pb2.GetCollectionStatsResponse]
+    """What a collection holds and takes; does not open it (scope read)."""
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]
     """Destroys the collection's data keys, then its data (scope write)."""
 
@@ -53,6 +57,10 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """Describes a collection (scope read)."""
     ListCollections: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ListCollectionsRequest, _collection_service_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     """Lists collections in order of creation (scope read)."""
+    UpdateCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateCollectionRequest, _collection_service_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
+    """Changes how a collection is searched and which metadata is indexed (scope write)."""
+    GetCollectionStats: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.GetCollectionStatsRequest, _collection_service_pb2.GetCollectionStatsResponse]  # type: ignore[assignment]
+    """What a collection holds and takes; does not open it (scope read)."""
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Destroys the collection's data keys, then its data (scope write)."""
 
@@ -82,6 +90,22 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.ListCollectionsResponse, _abc.Awaitable[_collection_service_pb2.ListCollectionsResponse]]:
         """Lists collections in order of creation (scope read)."""
+
+    @_abc_1.abstractmethod
+    def UpdateCollection(
+        self,
+        request: _collection_service_pb2.UpdateCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.UpdateCollectionResponse, _abc.Awaitable[_collection_service_pb2.UpdateCollectionResponse]]:
+        """Changes how a collection is searched and which metadata is indexed (scope write)."""
+
+    @_abc_1.abstractmethod
+    def GetCollectionStats(
+        self,
+        request: _collection_service_pb2.GetCollectionStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.GetCollectionStatsResponse, _abc.Awaitable[_collection_service_pb2.GetCollectionStatsResponse]]:
+        """What a collection holds and takes; does not open it (scope read)."""
 
     @_abc_1.abstractmethod
     def DeleteCollection(

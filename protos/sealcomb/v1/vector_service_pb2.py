@@ -26,45 +26,57 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from sealcomb.v1 import filter_pb2 as sealcomb_dot_v1_dot_filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/vector_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\"p\n\x05Point\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\"G\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\"\"\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\r\"I\n\x10GetPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x14\n\x0cwith_vectors\x18\x03 \x01(\x08\"7\n\x11GetPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\"\x89\x01\n\x11ListPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x14\n\x0cwith_vectors\x18\x05 \x01(\x08\"Q\n\x12ListPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"[\n\x13\x44\x65letePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Filter\"\'\n\x14\x44\x65letePointsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"M\n\x12\x43ountPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Filter\"$\n\x13\x43ountPointsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\xc6\x01\n\x0cQueryRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\n\n\x02\x65\x66\x18\x06 \x01(\r\x12\x14\n\x0cwith_vectors\x18\x07 \x01(\x08\x12\x15\n\rwith_metadata\x18\x08 \x01(\x08\x12\x11\n\twith_text\x18\t \x01(\x08\"m\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\"/\n\rQueryResponse\x12\x1e\n\x04hits\x18\x01 \x03(\x0b\x32\x10.sealcomb.v1.Hit\"S\n\x11QueryBatchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07queries\x18\x02 \x03(\x0b\x32\x19.sealcomb.v1.QueryRequest\"A\n\x12QueryBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sealcomb.v1.QueryResponse2\xa3\x04\n\rVectorService\x12\x41\n\x06Upsert\x12\x1a.sealcomb.v1.UpsertRequest\x1a\x1b.sealcomb.v1.UpsertResponse\x12J\n\tGetPoints\x12\x1d.sealcomb.v1.GetPointsRequest\x1a\x1e.sealcomb.v1.GetPointsResponse\x12M\n\nListPoints\x12\x1e.sealcomb.v1.ListPointsRequest\x1a\x1f.sealcomb.v1.ListPointsResponse\x12S\n\x0c\x44\x65letePoints\x12 .sealcomb.v1.DeletePointsRequest\x1a!.sealcomb.v1.DeletePointsResponse\x12P\n\x0b\x43ountPoints\x12\x1f.sealcomb.v1.CountPointsRequest\x1a .sealcomb.v1.CountPointsResponse\x12>\n\x05Query\x12\x19.sealcomb.v1.QueryRequest\x1a\x1a.sealcomb.v1.QueryResponse\x12M\n\nQueryBatch\x12\x1e.sealcomb.v1.QueryBatchRequest\x1a\x1f.sealcomb.v1.QueryBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/vector_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\"\x81\x01\n\x05Point\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x04\"]\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x14\n\x0cif_unchanged\x18\x03 \x01(\x08\"3\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"e\n\x13UpsertStreamRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x16\n\x0e\x61tomic_batches\x18\x03 \x01(\x08\"e\n\x14UpsertStreamResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12+\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x19.sealcomb.v1.PointFailure\"P\n\x0cPointFailure\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"j\n\x13UpdatePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12)\n\x07updates\x18\x02 \x03(\x0b\x32\x18.sealcomb.v1.PointUpdate\x12\x14\n\x0cif_unchanged\x18\x03 \x01(\x08\"q\n\x0bPointUpdate\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x08metadata\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07version\x18\x04 \x01(\x04\x42\x07\n\x05_text\"I\n\x14UpdatePointsResponse\x12\x0f\n\x07updated\x18\x01 \x01(\r\x12\x0f\n\x07missing\x18\x02 \x03(\r\x12\x0f\n\x07version\x18\x03 \x01(\x04\"I\n\x10GetPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x14\n\x0cwith_vectors\x18\x03 \x01(\x08\"7\n\x11GetPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\"\x89\x01\n\x11ListPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x14\n\x0cwith_vectors\x18\x05 \x01(\x08\"Q\n\x12ListPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x13\x44\x65letePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x10\n\x08versions\x18\x04 \x03(\x04\"\'\n\x14\x44\x65letePointsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"M\n\x12\x43ountPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Filter\"$\n\x13\x43ountPointsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\xc6\x01\n\x0cQueryRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\n\n\x02\x65\x66\x18\x06 \x01(\r\x12\x14\n\x0cwith_vectors\x18\x07 \x01(\x08\x12\x15\n\rwith_metadata\x18\x08 \x01(\x08\x12\x11\n\twith_text\x18\t \x01(\x08\"m\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\"/\n\rQueryResponse\x12\x1e\n\x04hits\x18\x01 \x03(\x0b\x32\x10.sealcomb.v1.Hit\"S\n\x11QueryBatchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07queries\x18\x02 \x03(\x0b\x32\x19.sealcomb.v1.QueryRequest\"A\n\x12QueryBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sealcomb.v1.QueryResponse2\xcf\x05\n\rVectorService\x12\x41\n\x06Upsert\x12\x1a.sealcomb.v1.UpsertRequest\x1a\x1b.sealcomb.v1.UpsertResponse\x12U\n\x0cUpsertStream\x12 .sealcomb.v1.UpsertStreamRequest\x1a!.sealcomb.v1.UpsertStreamResponse(\x01\x12S\n\x0cUpdatePoints\x12 .sealcomb.v1.UpdatePointsRequest\x1a!.sealcomb.v1.UpdatePointsResponse\x12J\n\tGetPoints\x12\x1d.sealcomb.v1.GetPointsRequest\x1a\x1e.sealcomb.v1.GetPointsResponse\x12M\n\nListPoints\x12\x1e.sealcomb.v1.ListPointsRequest\x1a\x1f.sealcomb.v1.ListPointsResponse\x12S\n\x0c\x44\x65letePoints\x12 .sealcomb.v1.DeletePointsRequest\x1a!.sealcomb.v1.DeletePointsResponse\x12P\n\x0b\x43ountPoints\x12\x1f.sealcomb.v1.CountPointsRequest\x1a .sealcomb.v1.CountPointsResponse\x12>\n\x05Query\x12\x19.sealcomb.v1.QueryRequest\x1a\x1a.sealcomb.v1.QueryResponse\x12M\n\nQueryBatch\x12\x1e.sealcomb.v1.QueryBatchRequest\x1a\x1f.sealcomb.v1.QueryBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.vector_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POINT']._serialized_start=105
-  _globals['_POINT']._serialized_end=217
-  _globals['_UPSERTREQUEST']._serialized_start=219
-  _globals['_UPSERTREQUEST']._serialized_end=290
-  _globals['_UPSERTRESPONSE']._serialized_start=292
-  _globals['_UPSERTRESPONSE']._serialized_end=326
-  _globals['_GETPOINTSREQUEST']._serialized_start=328
-  _globals['_GETPOINTSREQUEST']._serialized_end=401
-  _globals['_GETPOINTSRESPONSE']._serialized_start=403
-  _globals['_GETPOINTSRESPONSE']._serialized_end=458
-  _globals['_LISTPOINTSREQUEST']._serialized_start=461
-  _globals['_LISTPOINTSREQUEST']._serialized_end=598
-  _globals['_LISTPOINTSRESPONSE']._serialized_start=600
-  _globals['_LISTPOINTSRESPONSE']._serialized_end=681
-  _globals['_DELETEPOINTSREQUEST']._serialized_start=683
-  _globals['_DELETEPOINTSREQUEST']._serialized_end=774
-  _globals['_DELETEPOINTSRESPONSE']._serialized_start=776
-  _globals['_DELETEPOINTSRESPONSE']._serialized_end=815
-  _globals['_COUNTPOINTSREQUEST']._serialized_start=817
-  _globals['_COUNTPOINTSREQUEST']._serialized_end=894
-  _globals['_COUNTPOINTSRESPONSE']._serialized_start=896
-  _globals['_COUNTPOINTSRESPONSE']._serialized_end=932
-  _globals['_QUERYREQUEST']._serialized_start=935
-  _globals['_QUERYREQUEST']._serialized_end=1133
-  _globals['_HIT']._serialized_start=1135
-  _globals['_HIT']._serialized_end=1244
-  _globals['_QUERYRESPONSE']._serialized_start=1246
-  _globals['_QUERYRESPONSE']._serialized_end=1293
-  _globals['_QUERYBATCHREQUEST']._serialized_start=1295
-  _globals['_QUERYBATCHREQUEST']._serialized_end=1378
-  _globals['_QUERYBATCHRESPONSE']._serialized_start=1380
-  _globals['_QUERYBATCHRESPONSE']._serialized_end=1445
-  _globals['_VECTORSERVICE']._serialized_start=1448
-  _globals['_VECTORSERVICE']._serialized_end=1995
+  _globals['_POINT']._serialized_start=106
+  _globals['_POINT']._serialized_end=235
+  _globals['_UPSERTREQUEST']._serialized_start=237
+  _globals['_UPSERTREQUEST']._serialized_end=330
+  _globals['_UPSERTRESPONSE']._serialized_start=332
+  _globals['_UPSERTRESPONSE']._serialized_end=383
+  _globals['_UPSERTSTREAMREQUEST']._serialized_start=385
+  _globals['_UPSERTSTREAMREQUEST']._serialized_end=486
+  _globals['_UPSERTSTREAMRESPONSE']._serialized_start=488
+  _globals['_UPSERTSTREAMRESPONSE']._serialized_end=589
+  _globals['_POINTFAILURE']._serialized_start=591
+  _globals['_POINTFAILURE']._serialized_end=671
+  _globals['_UPDATEPOINTSREQUEST']._serialized_start=673
+  _globals['_UPDATEPOINTSREQUEST']._serialized_end=779
+  _globals['_POINTUPDATE']._serialized_start=781
+  _globals['_POINTUPDATE']._serialized_end=894
+  _globals['_UPDATEPOINTSRESPONSE']._serialized_start=896
+  _globals['_UPDATEPOINTSRESPONSE']._serialized_end=969
+  _globals['_GETPOINTSREQUEST']._serialized_start=971
+  _globals['_GETPOINTSREQUEST']._serialized_end=1044
+  _globals['_GETPOINTSRESPONSE']._serialized_start=1046
+  _globals['_GETPOINTSRESPONSE']._serialized_end=1101
+  _globals['_LISTPOINTSREQUEST']._serialized_start=1104
+  _globals['_LISTPOINTSREQUEST']._serialized_end=1241
+  _globals['_LISTPOINTSRESPONSE']._serialized_start=1243
+  _globals['_LISTPOINTSRESPONSE']._serialized_end=1324
+  _globals['_DELETEPOINTSREQUEST']._serialized_start=1326
+  _globals['_DELETEPOINTSREQUEST']._serialized_end=1435
+  _globals['_DELETEPOINTSRESPONSE']._serialized_start=1437
+  _globals['_DELETEPOINTSRESPONSE']._serialized_end=1476
+  _globals['_COUNTPOINTSREQUEST']._serialized_start=1478
+  _globals['_COUNTPOINTSREQUEST']._serialized_end=1555
+  _globals['_COUNTPOINTSRESPONSE']._serialized_start=1557
+  _globals['_COUNTPOINTSRESPONSE']._serialized_end=1593
+  _globals['_QUERYREQUEST']._serialized_start=1596
+  _globals['_QUERYREQUEST']._serialized_end=1794
+  _globals['_HIT']._serialized_start=1796
+  _globals['_HIT']._serialized_end=1905
+  _globals['_QUERYRESPONSE']._serialized_start=1907
+  _globals['_QUERYRESPONSE']._serialized_end=1954
+  _globals['_QUERYBATCHREQUEST']._serialized_start=1956
+  _globals['_QUERYBATCHREQUEST']._serialized_end=2039
+  _globals['_QUERYBATCHRESPONSE']._serialized_start=2041
+  _globals['_QUERYBATCHRESPONSE']._serialized_end=2106
+  _globals['_VECTORSERVICE']._serialized_start=2109
+  _globals['_VECTORSERVICE']._serialized_end=2828
 # @@protoc_insertion_point(module_scope)

@@ -29,11 +29,14 @@ class Point(_message.Message):
     VECTOR_F32_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """1 to 256 characters."""
     vector_f32: _builtins.bytes
     """The same as little-endian IEEE 754 bytes: the cheap form. Exactly one of the two is set."""
     text: _builtins.str
+    version: _builtins.int
+    """Set by the service: grows with every write of the point and is never used twice in a collection."""
     @_builtins.property
     def vector(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -46,10 +49,11 @@ class Point(_message.Message):
         vector_f32: _builtins.bytes = ...,
         metadata: _struct_pb2.Struct | None = ...,
         text: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "metadata", b"metadata", "text", b"text", "vector", b"vector", "vector_f32", b"vector_f32"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "metadata", b"metadata", "text", b"text", "vector", b"vector", "vector_f32", b"vector_f32", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,7 +65,12 @@ class UpsertRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
+    IF_UNCHANGED_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
+    if_unchanged: _builtins.bool
+    """Write only if every point still has the version that it carries here, 0 for one that must not exist yet;
+    else nothing is written and the answer is ABORTED (VERSION_CONFLICT).
+    """
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]: ...
     def __init__(
@@ -69,10 +78,11 @@ class UpsertRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         points: _abc.Iterable[Global___Point] | None = ...,
+        if_unchanged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "if_unchanged", b"if_unchanged", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -83,19 +93,207 @@ class UpsertResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UPSERTED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     upserted: _builtins.int
+    version: _builtins.int
+    """The version that the points have now."""
     def __init__(
         self,
         *,
         upserted: _builtins.int = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["upserted", b"upserted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["upserted", b"upserted", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpsertResponse: _TypeAlias = UpsertResponse  # noqa: Y015
+
+@_typing.final
+class UpsertStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    ATOMIC_BATCHES_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """In the first message; later ones leave it empty or repeat it."""
+    atomic_batches: _builtins.bool
+    """In the first message: a batch with a bad point is left out as a whole."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
+        """One batch: at most 1,000 points and 4 MiB."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        points: _abc.Iterable[Global___Point] | None = ...,
+        atomic_batches: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atomic_batches", b"atomic_batches", "collection", b"collection", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertStreamRequest: _TypeAlias = UpsertStreamRequest  # noqa: Y015
+
+@_typing.final
+class UpsertStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPSERTED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    upserted: _builtins.int
+    failed: _builtins.int
+    """Points that were not written: bad ones, and with `atomic_batches` those beside them."""
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointFailure]:
+        """The first 1,000 bad points."""
+
+    def __init__(
+        self,
+        *,
+        upserted: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        failures: _abc.Iterable[Global___PointFailure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "failures", b"failures", "upserted", b"upserted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertStreamResponse: _TypeAlias = UpsertStreamResponse  # noqa: Y015
+
+@_typing.final
+class PointFailure(_message.Message):
+    """Why one point of a stream was not written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Its place in the stream, from 0."""
+    field: _builtins.str
+    """The field of the point."""
+    reason: _builtins.str
+    """As in ErrorInfo."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        field: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "position", b"position", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PointFailure: _TypeAlias = PointFailure  # noqa: Y015
+
+@_typing.final
+class UpdatePointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    IF_UNCHANGED_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    if_unchanged: _builtins.bool
+    """As in Upsert; a version of 0 matches nothing."""
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointUpdate]:
+        """At most 1,000, of distinct ids."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        updates: _abc.Iterable[Global___PointUpdate] | None = ...,
+        if_unchanged: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "if_unchanged", b"if_unchanged", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePointsRequest: _TypeAlias = UpdatePointsRequest  # noqa: Y015
+
+@_typing.final
+class PointUpdate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    text: _builtins.str
+    """Not set: it stays."""
+    version: _builtins.int
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """Replaces the whole metadata; not set: it stays."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        text: _builtins.str | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "metadata", b"metadata", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text", b"_text", "id", b"id", "metadata", b"metadata", "text", b"text", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
+
+Global___PointUpdate: _TypeAlias = PointUpdate  # noqa: Y015
+
+@_typing.final
+class UpdatePointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    updated: _builtins.int
+    version: _builtins.int
+    """The version that the updated points have now."""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places of the updates whose points do not exist."""
+
+    def __init__(
+        self,
+        *,
+        updated: _builtins.int = ...,
+        missing: _abc.Iterable[_builtins.int] | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "updated", b"updated", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePointsResponse: _TypeAlias = UpdatePointsResponse  # noqa: Y015
 
 @_typing.final
 class GetPointsRequest(_message.Message):
@@ -207,6 +405,7 @@ class DeletePointsRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -214,16 +413,23 @@ class DeletePointsRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter: ...
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With ids: one for each. Delete only if every point still has this version, else nothing is deleted and the
+        answer is ABORTED (VERSION_CONFLICT).
+        """
+
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
         filter: _filter_pb2.Filter | None = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "ids", b"ids", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

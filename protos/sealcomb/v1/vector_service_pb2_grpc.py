@@ -40,6 +40,16 @@ class VectorServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertResponse.FromString,
                 _registered_method=True)
+        self.UpsertStream = channel.stream_unary(
+                '/sealcomb.v1.VectorService/UpsertStream',
+                request_serializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertStreamRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertStreamResponse.FromString,
+                _registered_method=True)
+        self.UpdatePoints = channel.unary_unary(
+                '/sealcomb.v1.VectorService/UpdatePoints',
+                request_serializer=sealcomb_dot_v1_dot_vector__service__pb2.UpdatePointsRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_vector__service__pb2.UpdatePointsResponse.FromString,
+                _registered_method=True)
         self.GetPoints = channel.unary_unary(
                 '/sealcomb.v1.VectorService/GetPoints',
                 request_serializer=sealcomb_dot_v1_dot_vector__service__pb2.GetPointsRequest.SerializeToString,
@@ -83,6 +93,21 @@ class VectorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpsertStream(self, request_iterator, context):
+        """Writes batches of points from a stream, each batch durable before the next is read; bad points are reported
+        and left out (scope write). What was written before an error stays. A stream lasts at most 20 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePoints(self, request, context):
+        """Replaces metadata, text or both of points that exist; their vectors stay (scope write).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPoints(self, request, context):
         """Returns points by id; ids that do not exist are left out (scope read).
         """
@@ -98,7 +123,7 @@ class VectorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeletePoints(self, request, context):
-        """Deletes points by ids or by filter (scope write).
+        """Deletes points by ids, all or none, or by filter: those that match when the call comes (scope write).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +157,16 @@ def add_VectorServiceServicer_to_server(servicer, server):
                     servicer.Upsert,
                     request_deserializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertResponse.SerializeToString,
+            ),
+            'UpsertStream': grpc.stream_unary_rpc_method_handler(
+                    servicer.UpsertStream,
+                    request_deserializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertStreamRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_vector__service__pb2.UpsertStreamResponse.SerializeToString,
+            ),
+            'UpdatePoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePoints,
+                    request_deserializer=sealcomb_dot_v1_dot_vector__service__pb2.UpdatePointsRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_vector__service__pb2.UpdatePointsResponse.SerializeToString,
             ),
             'GetPoints': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPoints,
@@ -192,6 +227,60 @@ class VectorService:
             '/sealcomb.v1.VectorService/Upsert',
             sealcomb_dot_v1_dot_vector__service__pb2.UpsertRequest.SerializeToString,
             sealcomb_dot_v1_dot_vector__service__pb2.UpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpsertStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/sealcomb.v1.VectorService/UpsertStream',
+            sealcomb_dot_v1_dot_vector__service__pb2.UpsertStreamRequest.SerializeToString,
+            sealcomb_dot_v1_dot_vector__service__pb2.UpsertStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.VectorService/UpdatePoints',
+            sealcomb_dot_v1_dot_vector__service__pb2.UpdatePointsRequest.SerializeToString,
+            sealcomb_dot_v1_dot_vector__service__pb2.UpdatePointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

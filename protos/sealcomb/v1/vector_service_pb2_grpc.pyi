@@ -35,12 +35,18 @@ class VectorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> VectorServiceAsyncStub: ...
     Upsert: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.UpsertRequest, _vector_service_pb2.UpsertResponse]
     """Writes points, all or none; an existing id is replaced (scope write). At most 1,000 points and 4 MiB a call."""
+    UpsertStream: _grpc.StreamUnaryMultiCallable[_vector_service_pb2.UpsertStreamRequest, _vector_service_pb2.UpsertStreamResponse]
+    """Writes batches of points from a stream, each batch durable before the next is read; bad points are reported
+    and left out (scope write). What was written before an error stays. A stream lasts at most 20 s.
+    """
+    UpdatePoints: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.UpdatePointsRequest, _vector_service_pb2.UpdatePointsResponse]
+    """Replaces metadata, text or both of points that exist; their vectors stay (scope write)."""
     GetPoints: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.GetPointsRequest, _vector_service_pb2.GetPointsResponse]
     """Returns points by id; ids that do not exist are left out (scope read)."""
     ListPoints: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.ListPointsRequest, _vector_service_pb2.ListPointsResponse]
     """Pages through all points, in order of id (scope read)."""
     DeletePoints: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.DeletePointsRequest, _vector_service_pb2.DeletePointsResponse]
-    """Deletes points by ids or by filter (scope write)."""
+    """Deletes points by ids, all or none, or by filter: those that match when the call comes (scope write)."""
     CountPoints: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.CountPointsRequest, _vector_service_pb2.CountPointsResponse]
     """Counts points, those that match the filter if one is given (scope read)."""
     Query: _grpc.UnaryUnaryMultiCallable[_vector_service_pb2.QueryRequest, _vector_service_pb2.QueryResponse]
@@ -55,12 +61,18 @@ class VectorServiceAsyncStub(VectorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Upsert: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.UpsertRequest, _vector_service_pb2.UpsertResponse]  # type: ignore[assignment]
     """Writes points, all or none; an existing id is replaced (scope write). At most 1,000 points and 4 MiB a call."""
+    UpsertStream: _aio.StreamUnaryMultiCallable[_vector_service_pb2.UpsertStreamRequest, _vector_service_pb2.UpsertStreamResponse]  # type: ignore[assignment]
+    """Writes batches of points from a stream, each batch durable before the next is read; bad points are reported
+    and left out (scope write). What was written before an error stays. A stream lasts at most 20 s.
+    """
+    UpdatePoints: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.UpdatePointsRequest, _vector_service_pb2.UpdatePointsResponse]  # type: ignore[assignment]
+    """Replaces metadata, text or both of points that exist; their vectors stay (scope write)."""
     GetPoints: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.GetPointsRequest, _vector_service_pb2.GetPointsResponse]  # type: ignore[assignment]
     """Returns points by id; ids that do not exist are left out (scope read)."""
     ListPoints: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.ListPointsRequest, _vector_service_pb2.ListPointsResponse]  # type: ignore[assignment]
     """Pages through all points, in order of id (scope read)."""
     DeletePoints: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.DeletePointsRequest, _vector_service_pb2.DeletePointsResponse]  # type: ignore[assignment]
-    """Deletes points by ids or by filter (scope write)."""
+    """Deletes points by ids, all or none, or by filter: those that match when the call comes (scope write)."""
     CountPoints: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.CountPointsRequest, _vector_service_pb2.CountPointsResponse]  # type: ignore[assignment]
     """Counts points, those that match the filter if one is given (scope read)."""
     Query: _aio.UnaryUnaryMultiCallable[_vector_service_pb2.QueryRequest, _vector_service_pb2.QueryResponse]  # type: ignore[assignment]
@@ -78,6 +90,24 @@ class VectorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vector_service_pb2.UpsertResponse, _abc.Awaitable[_vector_service_pb2.UpsertResponse]]:
         """Writes points, all or none; an existing id is replaced (scope write). At most 1,000 points and 4 MiB a call."""
+
+    @_abc_1.abstractmethod
+    def UpsertStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_vector_service_pb2.UpsertStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_vector_service_pb2.UpsertStreamResponse, _abc.Awaitable[_vector_service_pb2.UpsertStreamResponse]]:
+        """Writes batches of points from a stream, each batch durable before the next is read; bad points are reported
+        and left out (scope write). What was written before an error stays. A stream lasts at most 20 s.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdatePoints(
+        self,
+        request: _vector_service_pb2.UpdatePointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vector_service_pb2.UpdatePointsResponse, _abc.Awaitable[_vector_service_pb2.UpdatePointsResponse]]:
+        """Replaces metadata, text or both of points that exist; their vectors stay (scope write)."""
 
     @_abc_1.abstractmethod
     def GetPoints(
@@ -101,7 +131,7 @@ class VectorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vector_service_pb2.DeletePointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vector_service_pb2.DeletePointsResponse, _abc.Awaitable[_vector_service_pb2.DeletePointsResponse]]:
-        """Deletes points by ids or by filter (scope write)."""
+        """Deletes points by ids, all or none, or by filter: those that match when the call comes (scope write)."""
 
     @_abc_1.abstractmethod
     def CountPoints(

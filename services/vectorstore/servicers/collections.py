@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import structlog
 
 from sealcomb.v1 import collection_service_pb2 as pb
@@ -15,9 +17,12 @@ from services.common.context import current_account
 from services.common.datakeys import DataKeys
 from services.common.errors import FailedPrecondition, invalid
 from services.vectorstore.catalog import CATALOG, Catalog, Descriptor, Listed
+from services.vectorstore.columns import FIELDS_MAX
 from services.vectorstore.config import EmbedderInfo
-from services.vectorstore.index import Metric
-from services.vectorstore.servicers.convert import collection_name
+from services.vectorstore.index import Metric, VectorIndex
+from services.vectorstore.metadata import PATH_CHARS_MAX
+from services.vectorstore.residency import Residency
+from services.vectorstore.servicers.convert import EF_MAX, collection_name
 
 _log = structlog.get_logger("collections")
 _DIMENSION_MAX = 4096
@@ -32,8 +37,16 @@ Purge = Callable[[str, str], Awaitable[None]]
 class Collections(CollectionServiceServicer):
     """Collections of the caller's account."""
 
-    def __init__(self, catalog: Catalog, keys: DataKeys, purge: Purge, embedder: EmbedderInfo | None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        keys: DataKeys,
+        residency: Residency,
+        purge: Purge,
+        embedder: EmbedderInfo | None,
+    ) -> None:
         self._catalog = catalog
+        self._residency = residency
         self._keys = keys
         self._purge = purge
         self._embedder = embedder
@@ -47,6 +60,8 @@ class Collections(CollectionServiceServicer):
         if len(request.idempotency_key) > 256:
             raise invalid("idempotency_key", "must have at most 256 characters")
         wanted = self._wanted(request)
+        indexed = _indexed(request.metadata_index) if request.HasField("metadata_index") else None
+        wanted = replace(wanted, default_ef=_default_ef(request.default_ef), indexed=indexed)
         made = await self._catalog.create(wanted, request.idempotency_key)
         return pb.CreateCollectionResponse(collection=_message(await self._catalog.listed(made)))
 
@@ -70,6 +85,43 @@ class Collections(CollectionServiceServicer):
         if following:
             token = paging.encode(key, account, _LISTING, CATALOG, following.to_bytes(8, "big"))
         return pb.ListCollectionsResponse(collections=map(_message, listed), next_page_token=token)
+
+    async def UpdateCollection(
+        self, request: pb.UpdateCollectionRequest, context: Any
+    ) -> pb.UpdateCollectionResponse:
+        """Changes a collection's settings; its points are indexed anew at their next use."""
+        if request.HasField("metadata_index") and request.index_all_metadata:
+            raise invalid("index_all_metadata", "is set together with metadata_index; set one")
+        descriptor = await self._catalog.get(collection_name(request.collection))
+        changed = descriptor
+        if request.HasField("default_ef"):
+            changed = replace(changed, default_ef=_default_ef(request.default_ef))
+        if request.index_all_metadata:
+            changed = replace(changed, indexed=None)
+        elif request.HasField("metadata_index"):
+            changed = replace(changed, indexed=_indexed(request.metadata_index))
+        if changed != descriptor:
+            await self._catalog.change(descriptor, changed)
+            _log.info("collection changed", account=descriptor.account, resource=descriptor.id)
+        return pb.UpdateCollectionResponse(collection=_message(await self._catalog.listed(changed)))
+
+    async def GetCollectionStats(
+        self, request: pb.GetCollectionStatsRequest, context: Any
+    ) -> pb.GetCollectionStatsResponse:
+        """Measures a collection without opening it."""
+        descriptor = await self._catalog.get(collection_name(request.collection))
+        listed = await self._catalog.listed(descriptor)
+        records, log_bytes = await self._catalog.log_size(descriptor)
+        response = pb.GetCollectionStatsResponse(
+            points=listed.points, documents=listed.documents, log_records=records, log_bytes=log_bytes
+        )
+        resident = self._residency.peek(descriptor.id)
+        if resident is not None:
+            response.resident = True
+            response.resident_bytes = resident.collection.size_bytes
+            response.snapshot_bytes = resident.keeper.snapshot_bytes
+            response.segments.extend(_segments(resident.collection.state.index))
+        return response
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Any
@@ -104,6 +156,32 @@ class Collections(CollectionServiceServicer):
         )
 
 
+def _default_ef(requested: int) -> int:
+    if requested > EF_MAX:
+        raise invalid("default_ef", f"must be at most {EF_MAX}")
+    return requested
+
+
+def _indexed(message: pb.MetadataIndex) -> frozenset[str]:
+    if len(message.fields) > FIELDS_MAX:
+        raise invalid("metadata_index.fields", f"has more than {FIELDS_MAX}")
+    for position, name in enumerate(message.fields):
+        if not 1 <= len(name) <= PATH_CHARS_MAX:
+            field = f"metadata_index.fields[{position}]"
+            raise invalid(field, f"must have 1 to {PATH_CHARS_MAX} characters")
+    return frozenset(message.fields)
+
+
+def _segments(index: VectorIndex) -> Iterator[pb.Segment]:
+    graph = index.graph
+    if graph is not None:
+        walked = int(np.count_nonzero(index.live[: graph.until]))
+        yield pb.Segment(kind=pb.Segment.KIND_HNSW, points=walked, deleted=graph.dead)
+    flat = index.live[graph.until if graph is not None else 0 :]
+    alive = int(np.count_nonzero(flat))
+    yield pb.Segment(kind=pb.Segment.KIND_FLAT, points=alive, deleted=len(flat) - alive)
+
+
 def _message(listed: Listed) -> pb.Collection:
     descriptor = listed.descriptor
     message = pb.Collection(
@@ -115,6 +193,10 @@ def _message(listed: Listed) -> pb.Collection:
         embedder_fingerprint=descriptor.embedder_fingerprint,
         points=listed.points,
         documents=listed.documents,
+        default_ef=descriptor.default_ef,
     )
+    if descriptor.indexed is not None:
+        message.metadata_index.SetInParent()
+        message.metadata_index.fields.extend(sorted(descriptor.indexed))
     message.create_time.FromMilliseconds(descriptor.create_time_ms)
     return message

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from google.protobuf.struct_pb2 import Value
 
-from sealcomb.v1 import filter_pb2, vector_service_pb2
+from sealcomb.v1 import filter_pb2
 from services.common.errors import InvalidArgument, invalid
 from services.vectorstore import filters, metadata
 from services.vectorstore.index import Metric, Vectors
 from services.vectorstore.metadata import Scalar
-from services.vectorstore.operations import UpsertPoints
 
 POINTS_MAX = 1000
 ID_CHARS_MAX = 256
@@ -56,40 +55,13 @@ def vector(floats: Iterable[float], raw: bytes, dimension: int, metric: Metric, 
     return values
 
 
-def upsert(
-    points: Iterable[vector_service_pb2.Point], dimension: int, metric: Metric
-) -> tuple[UpsertPoints, list[metadata.Fields]]:
-    """The points of an Upsert and their fields, all valid or InvalidArgument for the first that is not."""
-    ids: list[str] = []
-    vectors, raws, texts = [], [], []
-    seen: set[str] = set()
-    for position, point in enumerate(points):
-        field = f"points[{position}]"
-        if position == POINTS_MAX:
-            raise invalid("points", f"has more than {POINTS_MAX}; send several calls")
-        _check_id(point.id, f"{field}.id")
-        if point.id in seen:
-            raise invalid(f"{field}.id", "occurs twice in this call")
-        seen.add(point.id)
-        ids.append(point.id)
-        vectors.append(vector(point.vector, point.vector_f32, dimension, metric, f"{field}.vector"))
-        raws.append(metadata.encode(point.metadata, f"{field}.metadata"))
-        if len(point.text.encode()) > TEXT_BYTES_MAX:
-            raise invalid(f"{field}.text", f"is larger than {TEXT_BYTES_MAX} bytes")
-        texts.append(point.text)
-    if not ids:
-        raise invalid("points", "is empty")
-    fields = [metadata.fields_of(raw) for raw in raws]
-    return UpsertPoints(ids, np.stack(vectors), raws, texts), fields
-
-
 def point_ids(ids: Iterable[str]) -> list[str]:
     """The ids of a request; a repeated one counts once."""
     found = list(dict.fromkeys(ids))
     if len(found) > POINTS_MAX:
         raise invalid("ids", f"has more than {POINTS_MAX}; send several calls")
     for position, id_ in enumerate(found):
-        _check_id(id_, f"ids[{position}]")
+        check_id(id_, f"ids[{position}]")
     return found
 
 
@@ -105,6 +77,13 @@ def ef(requested: int, k: int) -> int:
     if requested and not k <= requested <= EF_MAX:
         raise invalid("ef", f"must be top_k to {EF_MAX}")
     return requested
+
+
+def text(value: str, field: str) -> str:
+    """A point's text."""
+    if len(value.encode()) > TEXT_BYTES_MAX:
+        raise invalid(field, f"is larger than {TEXT_BYTES_MAX} bytes")
+    return value
 
 
 def filter_of(message: filter_pb2.Filter) -> filters.Filter:
@@ -184,7 +163,7 @@ def _scalar(value: Value, field: str) -> Scalar:
     return scalar
 
 
-def _check_id(id_: str, field: str) -> None:
+def check_id(id_: str, field: str) -> None:
     if not 1 <= len(id_) <= ID_CHARS_MAX:
         raise invalid(field, f"must have 1 to {ID_CHARS_MAX} characters")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,13 +14,14 @@ from sealcomb.v1.vector_service_pb2_grpc import VectorServiceServicer
 from services.common import paging
 from services.common.context import current_account
 from services.common.errors import invalid
-from services.vectorstore import writing
+from services.vectorstore import editing, writing
 from services.vectorstore.catalog import Catalog
 from services.vectorstore.filters import Filter
 from services.vectorstore.index import Mask, Vectors
 from services.vectorstore.residency import Residency, Use
 from services.vectorstore.searching import Finder, Wanted
-from services.vectorstore.servicers import convert
+from services.vectorstore.servicers import batches, convert
+from services.vectorstore.servicers.stream import UpsertStream
 from services.vectorstore.state import State
 
 _LISTING = "points"
@@ -44,8 +45,28 @@ class VectorPoints(VectorServiceServicer):
         use = await self._use(request.collection)
         writing.require_points(use)
         descriptor = use.descriptor
-        operation, fields = convert.upsert(request.points, descriptor.dimension, descriptor.metric)
-        return pb.UpsertResponse(upserted=await writing.upsert(use, operation, fields))
+        batch = batches.upsert(request.points, descriptor.dimension, descriptor.metric)
+        versions = [point.version for point in request.points] if request.if_unchanged else None
+        written = await editing.upsert(use, batch.operation, batch.fields, versions=versions)
+        if written.refused:
+            raise writing.too_many_fields(f"points[{written.refused[0]}].metadata")
+        return pb.UpsertResponse(upserted=written.count, version=written.version)
+
+    async def UpsertStream(
+        self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Any
+    ) -> pb.UpsertStreamResponse:
+        """Writes points batch by batch."""
+        return await UpsertStream(self._use).run(request_iterator)
+
+    async def UpdatePoints(self, request: pb.UpdatePointsRequest, context: Any) -> pb.UpdatePointsResponse:
+        """Replaces metadata or texts of points."""
+        wanted = batches.update(request.updates)
+        use = await self._use(request.collection)
+        versions = [update.version for update in request.updates] if request.if_unchanged else None
+        written = await editing.update(use, wanted.operation, wanted.fields, versions)
+        return pb.UpdatePointsResponse(
+            updated=written.count, missing=written.refused, version=written.version
+        )
 
     async def GetPoints(self, request: pb.GetPointsRequest, context: Any) -> pb.GetPointsResponse:
         """Returns points by id."""
@@ -87,10 +108,17 @@ class VectorPoints(VectorServiceServicer):
         ids = convert.point_ids(request.ids)
         if bool(ids) == (condition is not None):
             raise invalid("ids", "set exactly one of ids and filter")
+        versions = list(request.versions) or None
+        if versions is not None and len(versions) != len(request.ids):
+            raise invalid("versions", "must be as many as ids, or none")
+        if versions is not None and len(ids) != len(request.ids):
+            raise invalid("ids", "has an id twice, which with versions it must not")
         use = await self._use(request.collection)
         if condition is not None:
-            return pb.DeletePointsResponse(deleted=await writing.delete_matching(use, condition))
-        return pb.DeletePointsResponse(deleted=await writing.delete_points(use, ids))
+            deleted = await editing.delete_matching(use, self._finder, condition)
+        else:
+            deleted = await editing.delete(use, ids, versions)
+        return pb.DeletePointsResponse(deleted=deleted)
 
     async def CountPoints(self, request: pb.CountPointsRequest, context: Any) -> pb.CountPointsResponse:
         """Counts points."""
@@ -133,7 +161,7 @@ class VectorPoints(VectorServiceServicer):
     async def _query(self, use: Use, request: pb.QueryRequest) -> pb.QueryResponse:
         descriptor = use.descriptor
         k = convert.top_k(request.top_k)
-        ef = convert.ef(request.ef, k)
+        ef = convert.ef(request.ef, k) or max(descriptor.default_ef, k) * bool(descriptor.default_ef)
         vector = convert.vector(
             request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
         )
@@ -166,7 +194,7 @@ def _listed(state: State, after: str, allowed: Mask | None) -> Iterator[int]:
 def _points(state: State, rows: Iterable[int], with_vectors: bool) -> Iterator[pb.Point]:
     for row in rows:
         point = state.point(row)
-        message = pb.Point(id=point.id, text=point.text)
+        message = pb.Point(id=point.id, text=point.text, version=point.version)
         if point.metadata:
             message.metadata.ParseFromString(point.metadata)
         if with_vectors:
