@@ -46,6 +46,8 @@ class IngestSettings(ServiceSettings):
     ingestion_lease_s: float = Field(default=30.0, gt=0, le=600)
     # How often a source that tells its changes is listed from the beginning all the same.
     ingestion_full_listing_s: int = Field(default=7 * 86_400, ge=60)
+    # A source that names more ends its ingestion: its settings are to be narrowed.
+    ingestion_items_max: int = Field(default=1_000_000, ge=1)
 
     extract_workers: int = Field(default=2, ge=1, le=64)
     extract_memory_bytes_max: int = Field(default=2048 * _MIB, ge=512 * _MIB)

@@ -23,7 +23,7 @@ from services.ingest.egress.client import Egress
 from services.ingest.ingestions.authority import Permits
 from services.ingest.ingestions.fetching import DocumentPipeline, Passages, Steps
 from services.ingest.ingestions.items import ItemStore
-from services.ingest.ingestions.run import Tools
+from services.ingest.ingestions.run import Limits, Tools
 from services.ingest.ingestions.seals import Seals
 from services.ingest.ingestions.service import CollectionCheck, Collections, Ingestions
 from services.ingest.ingestions.store import IngestionStore
@@ -86,7 +86,8 @@ class Sourcing:
             clock=clock,
             document_bytes_max=settings.document_bytes_max,
         )
-        tools = Tools(items, seals, steps, self.catalogue, self.credentials, tokens, egress, clock)
+        limits = Limits(items_max=settings.ingestion_items_max)
+        tools = Tools(items, seals, steps, self.catalogue, self.credentials, tokens, egress, clock, limits)
         self.worker = Worker(
             store=store,
             tools=tools,

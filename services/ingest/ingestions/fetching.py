@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from services.common import ids
 from services.common.clock import Clock
@@ -113,7 +114,7 @@ class Steps:
             size_bytes=item.size_bytes,
             passages=len(processed.passages),
             pages=processed.pages,
-            metadata={"url": wanted.url, **content.metadata},
+            metadata=_metadata({"url": wanted.url, **content.metadata}),
             principals=_principals(wanted),
             create_time_ms=int(self._clock.now_s() * 1000),
             object_key=item.next_key,
@@ -154,6 +155,18 @@ class Steps:
         return int((self._clock.now_s() + _SETTLE_S) * 1000)
 
 
+def _metadata(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a source said, with all text such as has UTF-8: JSON may hold halves of characters."""
+    return {
+        _whole(name): _whole(value) if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
+def _whole(text: str) -> str:
+    # Nothing is dropped, so that two that differ stay two.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _name(item: Item) -> str:
     """A name that is a name: whatever a source calls things, it commands no terminal and fits."""
     plain = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in item.name)
@@ -164,4 +177,4 @@ def _principals(item: Item) -> tuple[str, ...]:
     if item.principals is None:
         return ()
     # Nobody is not the same as everybody; so somebody whom no search can name.
-    return item.principals or (f"nobody:{ids.new_id()}",)
+    return tuple(map(_whole, item.principals)) or (f"nobody:{ids.new_id()}",)

@@ -42,6 +42,7 @@ from services.ingest.sources.contract import (
     ItemGone,
     Removed,
     Source,
+    SourceAnswerInvalid,
     SourceDenied,
     SourceLimited,
 )
@@ -50,6 +51,8 @@ POISON = "ITEM_POISON"
 _PAGE = 16
 # So many failures of the source one after another are its own, not the items'.
 _TROUBLE_MAX = 5
+# A listing may be thin in places, but not for ever.
+_EMPTY_BATCHES_MAX = 1_000
 _PASSING = frozenset({Kind.UNAVAILABLE, Kind.DEADLINE_EXCEEDED, Kind.ABORTED})
 _log = structlog.get_logger("ingestions")
 
@@ -161,6 +164,7 @@ class Run:
 
     async def _list_from(self, source: Source, cursor: bytes | None, tag_key: DataKey) -> None:
         batches = source.batches(cursor)
+        empty = 0
         try:
             while True:
                 # The permit may have been renewed since the last batch.
@@ -171,6 +175,9 @@ class Run:
                     await self._take_in(batch, tag_key)
                 if batch.complete:
                     return
+                empty = 0 if batch.changes else empty + 1
+                if empty >= _EMPTY_BATCHES_MAX:
+                    raise SourceAnswerInvalid("the source's listing names nothing and does not end")
         finally:
             close = getattr(batches, "aclose", None)
             if close is not None:
