@@ -7,6 +7,7 @@ out, so only calls that are safe to repeat are. Nothing is repeated past the cal
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from sealcomb_client.connection import Connection, ConnectionIncomplete
 from sealcomb_client.errors import ApiError, from_rpc_error
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+_COLLECTION_HEADER = "sealcomb-collection"
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 2.0
 _T = TypeVar("_T")
@@ -69,7 +71,7 @@ class Transport:
         operator: bool = False,
     ) -> _T:
         """The response of a unary call. Raises ApiError."""
-        metadata = self._metadata(operator=operator)
+        metadata = (*self._metadata(operator=operator), *_hint(request))
         return self._patiently(
             lambda left_s: method(request, timeout=left_s, metadata=metadata), timeout_s, safe=safe
         )
@@ -120,6 +122,17 @@ class Transport:
                 raise error
             self._timing.sleep(wait_s)
             backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+
+
+def _hint(request: Any) -> tuple[tuple[str, str], ...]:
+    """What keeps the calls about one collection together at the edge, of which it sees no more than this.
+
+    Two bytes of a hash: enough to spread collections over replicas, too few to tell names by.
+    """
+    collection = getattr(request, "collection", "")
+    if not isinstance(collection, str) or not collection:
+        return ()
+    return ((_COLLECTION_HEADER, hashlib.sha256(collection.encode()).hexdigest()[:4]),)
 
 
 def _wait_s(error: ApiError, backoff_s: float, *, safe: bool) -> float | None:

@@ -25,6 +25,9 @@ class Scope(enum.Enum):
 
 ACCOUNT_SCOPES = ("read", "write", "sources", "keys", "audit", "admin")
 
+# How the names of methods begin that change nothing; a test holds them against the scopes.
+_READS = ("Get", "List", "Count", "Query", "Search", "Download", "Export", "WhoAmI")
+
 GATEWAY = "gateway"
 KEYVAULT = "keyvault"
 VECTORSTORE = "vectorstore"
@@ -46,6 +49,11 @@ class PublicMethod:
     audience: tuple[str, ...]
     timeout_s: float = 15.0
     cost: float = 1.0
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing, so that it may be sent twice."""
+        return self.path.rsplit("/", 1)[1].startswith(_READS)
 
 
 def _methods(

@@ -33,6 +33,9 @@ class ServiceSettings(BaseSettings):
     # Where metrics and probes are answered, in clear and to anyone (services.common.ops); port 0: nowhere.
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
+    # How long a service that is told to stop says so before it does; with several replicas, 3 s, so
+    # that no call reaches it any more.
+    stop_notice_s: float = Field(default=0.0, ge=0, le=60)
 
     @property
     def tls(self) -> TlsFiles:

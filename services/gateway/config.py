@@ -12,7 +12,9 @@ from pydantic import Field
 
 from services.common.settings import ServiceSettings
 
-_ADDRESS = r"^[^\s]+:\d{1,5}$"
+_ADDRESS = r"^[^\s,]+:\d{1,5}$"
+# One service's replicas, separated by commas; or a name that stands for all of them.
+_ADDRESSES = r"^[^\s,]+:\d{1,5}(,[^\s,]+:\d{1,5})*$"
 
 
 class GatewaySettings(ServiceSettings):
@@ -23,9 +25,9 @@ class GatewaySettings(ServiceSettings):
     edge_tls_dir: Path
     # Private folder (0700) for sockets and Envoy's configuration.
     run_dir: Path
-    keyvault_address: str = Field(pattern=_ADDRESS)
-    vectorstore_address: str = Field(pattern=_ADDRESS)
-    ingest_address: str = Field(pattern=_ADDRESS)
+    keyvault_address: str = Field(pattern=_ADDRESSES)
+    vectorstore_address: str = Field(pattern=_ADDRESSES)
+    ingest_address: str = Field(pattern=_ADDRESSES)
     # Ed25519 private key (PEM) that signs call contexts.
     context_key_file: Path
     # 32 random bytes that key the token hashes.

@@ -149,7 +149,7 @@ async def serve(
 
             await stopping.wait()
             _log.info("stopping")
-            await server.stop()
+            await server.stop(notice_s=settings.stop_notice_s)
             await sourcing.close()
             await uploads.drain(_DRAIN_S)
         watch.cancel()

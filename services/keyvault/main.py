@@ -106,7 +106,7 @@ async def serve(settings: KeyvaultSettings) -> None:
             _log.info("stopping")
             # Watches would otherwise hold the server until its grace ends.
             events.close()
-            await server.stop()
+            await server.stop(notice_s=settings.stop_notice_s)
             await moves.close()
         await completion.drain()
     finally:

@@ -57,7 +57,7 @@ async def serve(settings: VectorstoreSettings) -> None:
 
             await stopping.wait()
             _log.info("stopping")
-            await server.stop()
+            await server.stop(notice_s=settings.stop_notice_s)
     finally:
         watch.cancel()
         await node.close()

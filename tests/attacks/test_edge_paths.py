@@ -133,7 +133,8 @@ def test_without_the_match_on_the_whole_path_the_form_test_goes_red(edge: Edge, 
 
     def weaken(config: Json) -> None:
         for route in routes(config):
-            route["match"].pop("headers", None)
+            if "path" in route["match"]:
+                route["match"].pop("headers")
 
     with weakened(edge, weaken) as twin:
         reply = send(twin, QUERY + "?x=1", token)
@@ -157,7 +158,8 @@ def test_with_neither_lock_an_odd_path_reaches_a_service(edge: Edge, token: str)
 
     def weaken(config: Json) -> None:
         for route in routes(config):
-            route["match"].pop("headers", None)
+            if "path" in route["match"]:
+                route["match"].pop("headers")
         filters = manager(config)["http_filters"]
         filters[:] = [one for one in filters if one["name"] != "ext_authz"]
         for route in routes(config):

@@ -78,10 +78,14 @@ class FakeEdge(
     requests: list[Any] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     tokens: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def _enter(self, request: Any, context: grpc.ServicerContext) -> None:
         self.tokens += [str(value) for key, value in context.invocation_metadata() if key == "authorization"]
+        self.hints += [
+            str(value) for key, value in context.invocation_metadata() if key == "sealcomb-collection"
+        ]
         self.requests.append(request)
         with self.lock:
             failure = self.failures.pop(0) if self.failures else None

@@ -50,6 +50,18 @@ def test_every_call_carries_the_token(edge: FakeEdge, client: Client) -> None:
     assert edge.tokens == [f"Bearer {TOKEN}"]
 
 
+def test_a_call_about_a_collection_says_so_in_two_bytes_that_do_not_name_it(
+    edge: FakeEdge, client: Client
+) -> None:
+    for name in ("docs", "docs", "other"):
+        client.search(name, "seals")
+    list(client.collections.list())
+    one, same, other = edge.hints
+    assert one == same != other
+    assert len(one) == 4
+    assert "docs" not in one
+
+
 def test_a_connection_shows_no_token_in_its_repr() -> None:
     """B3: a token is not part of a repr."""
     shown = repr(Connection("host:1", None, "sealcomb_acc_secret", "sealcomb_op_secret"))

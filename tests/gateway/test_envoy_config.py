@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.methods import EDGE_METHODS, HEALTH_METHODS, SERVICES
+from services.common.methods import EDGE_METHODS, HEALTH_METHODS, INGEST, SERVICES, VECTORSTORE, Scope
 from services.gateway.envoy.config import bootstrap, secrets
 from services.gateway.envoy.plan import EdgePlan
 from services.gateway.reflection import PUBLIC_FILES, client_stream_methods, public_pool, public_services
@@ -24,11 +24,12 @@ def config(tmp_path: Path) -> Json:
 
 def test_there_is_one_exact_route_for_each_method_and_nothing_else(config: Json) -> None:
     paths = [route["match"].get("path") for route in routes(config)]
-    assert paths == [*EDGE_METHODS, *HEALTH_METHODS, None]
-    for route in routes(config)[:-1]:
+    assert paths == [None, *EDGE_METHODS, *HEALTH_METHODS, None]
+    for route in routes(config)[1:-1]:
         assert {"name": ":path", "string_match": {"exact": route["match"]["path"]}} in route["match"][
             "headers"
         ]
+    assert "direct_response" in routes(config)[0]
     assert "direct_response" in routes(config)[-1]
 
 
@@ -57,6 +58,36 @@ def test_only_streaming_uploads_are_not_bounded_as_one_message(config: Json) -> 
         "/sealcomb.v1.DocumentService/UploadDocument",
         "/sealcomb.v1.VectorService/UpsertStream",
     }
+
+
+def test_only_methods_that_change_nothing_are_sent_again_once_begun(config: Json) -> None:
+    for route in routes(config):
+        if (method := EDGE_METHODS.get(route["match"].get("path", ""))) is not None:
+            conditions = route["route"]["retry_policy"]["retry_on"].split(",")
+            assert ("reset" in conditions) is method.reads
+            assert "5xx" not in conditions
+    assert not [path for path, method in EDGE_METHODS.items() if method.reads and method.scope is Scope.WRITE]
+    assert {method.path.rsplit("/", 1)[1] for method in EDGE_METHODS.values() if method.reads} >= {
+        "Query",
+        "Search",
+        "GetPoints",
+        "ListTokens",
+        "WhoAmI",
+    }
+
+
+def test_replicas_are_listed_or_found_by_name(tmp_path: Path) -> None:
+    addresses = {VECTORSTORE: "10.0.0.1:1,10.0.0.2:1", INGEST: "ingest.internal:2"}
+    plan = EdgePlan("[::1]:8443", tmp_path, tmp_path, tmp_path, addresses, 10, 1 << 30, 4 << 20, frozenset())
+    clusters = {cluster["name"]: cluster for cluster in bootstrap(plan)["static_resources"]["clusters"]}
+    listed, named = clusters[VECTORSTORE], clusters[INGEST]
+    assert (listed["type"], listed["lb_policy"]) == ("STATIC", "MAGLEV")
+    assert len(listed["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 2
+    assert (named["type"], named["lb_policy"]) == ("STRICT_DNS", "LEAST_REQUEST")
+    for cluster in (listed, named):
+        (check,) = cluster["health_checks"]
+        assert check["no_traffic_interval"] == check["interval"]
+        assert cluster["outlier_detection"]["split_external_local_origin_errors"] is True
 
 
 def test_every_service_is_known_by_its_certificate_alone(config: Json) -> None:

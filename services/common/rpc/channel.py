@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -20,9 +21,13 @@ _Response = TypeVar("_Response")
 
 
 def open_channel(address: str, service: str, tls: TlsFiles) -> grpc.aio.Channel:
-    """A channel to a service, whose certificate must name it."""
+    """A channel to a service, whose certificate must name it.
+
+    `address` may be several replicas' IP addresses, separated by commas, or a name that stands for
+    several; calls then take turns among those that can be reached.
+    """
     return grpc.aio.secure_channel(
-        address,
+        target_of(address),
         channel_credentials(tls),
         options=(
             # The certificate names the service, not the address that finds it.
@@ -34,8 +39,20 @@ def open_channel(address: str, service: str, tls: TlsFiles) -> grpc.aio.Channel:
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.enable_retries", 0),
+            ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
         ),
     )
+
+
+def target_of(address: str) -> str:
+    """The address as gRPC wants it. Raises ValueError where names are mixed into a list."""
+    addresses = [one.strip() for one in address.split(",")]
+    if len(addresses) == 1:
+        return addresses[0]
+    versions = {ipaddress.ip_address(one.rsplit(":", 1)[0].strip("[]")).version for one in addresses}
+    if len(versions) > 1:
+        raise ValueError("replicas must be listed by addresses of one family")
+    return f"ipv{versions.pop()}:{','.join(addresses)}"
 
 
 async def connected(*channels: grpc.aio.Channel, unless: asyncio.Event) -> None:

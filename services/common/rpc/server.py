@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -66,8 +68,12 @@ class InnerServer:
         self.is_ready = ready
         await self._health.set("", state)
 
-    async def stop(self, grace_s: float = 10.0) -> None:
-        """Refuses new calls and waits for running ones."""
+    async def stop(self, grace_s: float = 10.0, *, notice_s: float = 0.0) -> None:
+        """Says NOT_SERVING, still answers until balancers have seen it, then waits for running calls.
+
+        Without that notice a call that arrives in the instant of the stop ends CANCELLED.
+        """
         self.is_ready = False
         await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(notice_s)
         await self.grpc_server.stop(grace_s)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from services.common.methods import GATEWAY
 from services.common.tls import SPIFFE_PREFIX, host_of
+from services.gateway.envoy.balancing import OUTLIERS, balancer, discovery
 from services.gateway.envoy.plan import (
     CONNECTION_WINDOW_BYTES,
     POLICY_CLUSTER,
@@ -16,6 +15,7 @@ from services.gateway.envoy.plan import (
     TYPE,
     EdgePlan,
     Json,
+    each_address,
     sds_config,
     socket_address,
 )
@@ -35,14 +35,14 @@ def policy_cluster(plan: EdgePlan) -> Json:
 
 
 def service_cluster(plan: EdgePlan, service: str, address: str) -> Json:
-    """One service, known by its certificate alone."""
+    """One service, known by its certificate alone; `address` may name several replicas."""
+    addresses = each_address(address)
     cluster: Json = {
         "name": service,
-        "type": "STATIC" if _is_ip(address) else "STRICT_DNS",
+        **discovery(addresses),
         "connect_timeout": "1s",
-        # Maglev moves no key of a healthy host when another host dies.
-        "lb_policy": "MAGLEV",
-        "load_assignment": _endpoints(service, socket_address(address)),
+        **balancer(service),
+        "load_assignment": _endpoints(service, *map(socket_address, addresses)),
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "circuit_breakers": {
             "thresholds": [
@@ -50,7 +50,8 @@ def service_cluster(plan: EdgePlan, service: str, address: str) -> Json:
                     "max_connections": 1024,
                     "max_pending_requests": 1024,
                     "max_requests": 4096,
-                    "max_retries": 16,
+                    # Enough for the calls of a replica that dies, too few to double the load for long.
+                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 32},
                 }
             ]
         },
@@ -72,7 +73,7 @@ def service_cluster(plan: EdgePlan, service: str, address: str) -> Json:
     }
     if service != GATEWAY:
         # The policy process shares its life with this Envoy: without it nothing is answered anyway.
-        cluster |= {"health_checks": [_health_check(service)], "outlier_detection": _OUTLIERS}
+        cluster |= {"health_checks": [_health_check(service)], "outlier_detection": OUTLIERS}
     return cluster
 
 
@@ -87,23 +88,6 @@ def _health_check(service: str) -> Json:
         "healthy_threshold": 1,
         "grpc_health_check": {"authority": host_of(service)},
     }
-
-
-_OUTLIERS: Json = {
-    # Only a host that cannot be reached is put aside; what it answers is no reason, or one account's
-    # errors would take it from all.
-    "split_external_local_origin_errors": True,
-    "consecutive_local_origin_failure": 2,
-    "enforcing_consecutive_local_origin_failure": 100,
-    "enforcing_consecutive_5xx": 0,
-    "enforcing_consecutive_gateway_failure": 0,
-    "enforcing_success_rate": 0,
-    "enforcing_local_origin_success_rate": 0,
-    "interval": "1s",
-    "base_ejection_time": "1s",
-    "max_ejection_time": "10s",
-    "max_ejection_percent": 50,
-}
 
 
 def _upstream_tls(plan: EdgePlan, service: str) -> Json:
@@ -129,13 +113,6 @@ def _upstream_tls(plan: EdgePlan, service: str) -> Json:
     }
 
 
-def _endpoints(name: str, address: Json) -> Json:
-    return {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
-
-
-def _is_ip(address: str) -> bool:
-    try:
-        ipaddress.ip_address(address.rsplit(":", 1)[0].strip("[]"))
-    except ValueError:
-        return False
-    return True
+def _endpoints(name: str, *addresses: Json) -> Json:
+    endpoints = [{"endpoint": {"address": address}} for address in addresses]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}

@@ -16,6 +16,10 @@ CLIENT_HEADERS = (
     "grpc-encoding",
     "grpc-timeout",
     "host",
+    # Ours, but a client's to give: it spreads vector calls.
+    "sealcomb-collection",
+    # Written over by the edge before this list counts.
+    "sealcomb-size",
     "te",
     "user-agent",
 )

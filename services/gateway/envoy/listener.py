@@ -14,6 +14,12 @@ from services.common.errors import (
 )
 from services.common.methods import EDGE_METHODS, GATEWAY, HEALTH_METHODS, PublicMethod
 from services.common.rpc.status import status_proto
+from services.gateway.envoy.balancing import (
+    COLLECTION_CHARACTERS,
+    COLLECTION_HEADER,
+    hash_policy,
+    retry_policy,
+)
 from services.gateway.envoy.headers import unlisted_pattern
 from services.gateway.envoy.plan import (
     CONNECTION_WINDOW_BYTES,
@@ -31,7 +37,9 @@ from services.gateway.ext_authz import ACCOUNT_HEADER, ADDRESS_HEADER
 
 _FILTERS = TYPE + "extensions.filters.http."
 _EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
-_HEADER_KIB_MAX = 16
+# Larger headers are refused as a call should be; far larger ones end the stream, or the connection.
+_HEADER_KIB_MAX, _HEADER_KIB_READ = 16, 80
+SIZE_HEADER = "sealcomb-size"
 _CLIENT_ADDRESS = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 _IDLE_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
@@ -94,7 +102,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
             # A header with an underscore may be read as one with a hyphen further in.
             "headers_with_underscores_action": "DROP_HEADER",
         },
-        "max_request_headers_kb": _HEADER_KIB_MAX,
+        "max_request_headers_kb": _HEADER_KIB_READ,
         "request_headers_timeout": "10s",
         "stream_idle_timeout": f"{_IDLE_S:g}s",
         "delayed_close_timeout": "1s",
@@ -124,6 +132,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
                     "name": "all",
                     "domains": ["*"],
                     "routes": [
+                        _large_headers_route(),
                         *(_route(plan, method) for method in EDGE_METHODS.values()),
                         *(_health_route(path) for path in HEALTH_METHODS),
                         _unlisted_route(),
@@ -131,6 +140,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
                     "request_headers_to_remove": [
                         "authorization",
                         ADDRESS_HEADER,
+                        SIZE_HEADER,
                         "x-envoy-external-address",
                         "x-forwarded-proto",
                     ],
@@ -142,11 +152,15 @@ def _connection_manager(plan: EdgePlan) -> Json:
 
 
 def _header_allow_list() -> Json:
+    hint = f"%REQ({COLLECTION_HEADER}):{COLLECTION_CHARACTERS}%"
     return {
         "name": "header-allow-list",
         "typed_config": {
             "@type": TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
             "mutations": [
+                # Of all that was sent, so before anything is taken away.
+                {"append": _header(SIZE_HEADER, "%REQUEST_HEADERS_BYTES%", "OVERWRITE_IF_EXISTS_OR_ADD")},
+                {"append": _header(COLLECTION_HEADER, hint, "OVERWRITE_IF_EXISTS")},
                 {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": unlisted_pattern()}}}},
                 {"append": _header(ADDRESS_HEADER, _CLIENT_ADDRESS, "OVERWRITE_IF_EXISTS_OR_ADD")},
             ],
@@ -193,8 +207,8 @@ def _route(plan: EdgePlan, method: PublicMethod) -> Json:
         "route": {
             "cluster": method.owner,
             **_timeouts(method.timeout_s),
-            "hash_policy": [{"header": {"header_name": ACCOUNT_HEADER}}],
-            "retry_policy": _RETRY,
+            "hash_policy": hash_policy(method),
+            "retry_policy": retry_policy(method),
         },
         "typed_per_filter_config": {_BUFFER_FILTER: _no_buffer()} if streams else {},
     }
@@ -219,6 +233,15 @@ def _health_route(path: str) -> Json:
                 "rate_limited_as_resource_exhausted": True,
             },
         },
+    }
+
+
+def _large_headers_route() -> Json:
+    too_large = {"start": _HEADER_KIB_MAX * 1024 + 1, "end": 2**62}
+    return {
+        "match": {"prefix": "/", "headers": [{"name": SIZE_HEADER, "range_match": too_large}]},
+        "direct_response": {"status": 431},
+        "typed_per_filter_config": {_EXT_AUTHZ_FILTER: _no_policy(), _BUFFER_FILTER: _no_buffer()},
     }
 
 
@@ -267,23 +290,6 @@ def _no_buffer() -> Json:
     return {"@type": _FILTERS + "buffer.v3.BufferPerRoute", "disabled": True}
 
 
-_RETRY: Json = {
-    # Only where the service cannot have begun: a write is never sent twice by the edge.
-    "retry_on": "connect-failure,refused-stream,reset-before-request",
-    "num_retries": 2,
-    "host_selection_retry_max_attempts": 3,
-    "retry_host_predicate": [
-        {
-            "name": "previous-hosts",
-            "typed_config": {
-                "@type": TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-            },
-        }
-    ],
-    "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-}
-
-
 def _exact(*names: str) -> Json:
     return {"patterns": [{"exact": name} for name in names]}
 
@@ -322,7 +328,10 @@ def _local_replies(plan: EdgePlan) -> Json:
         f"the request is larger than {plan.message_bytes_max} bytes; send less at once",
         reason="MESSAGE_TOO_LARGE",
     )
+    large_headers = ResourceExhausted(
+        f"the headers are larger than {_HEADER_KIB_MAX} KiB; send less metadata", reason="METADATA_TOO_LARGE"
+    )
     unavailable = Unavailable("a part of the service is not reachable; try again", retry_after_s=1.0)
     late = DeadlineExceeded("the call did not end in time; try again")
-    replies = {413: too_large, 503: unavailable, 408: late, 504: late}
+    replies = {413: too_large, 431: large_headers, 503: unavailable, 408: late, 504: late}
     return {"mappers": [_local_reply(http_status, error) for http_status, error in replies.items()]}

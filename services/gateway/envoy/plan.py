@@ -24,7 +24,7 @@ class EdgePlan:
     edge_tls_dir: Path
     inner_tls_dir: Path
     run_dir: Path
-    # host:port of each service's inner listener, the policy process's own included.
+    # host:port of each service's inner listeners, replicas by commas; the policy process's own included.
     addresses: dict[str, str]
     connections_max: int
     memory_bytes_max: int
@@ -45,6 +45,11 @@ def sds_config(plan: EdgePlan, name: str) -> Json:
         "watched_directory": {"path": str(plan.run_dir)},
     }
     return {"name": name, "sds_config": {"path_config_source": source, "resource_api_version": "V3"}}
+
+
+def each_address(addresses: str) -> tuple[str, ...]:
+    """The replicas that a setting names, separated by commas."""
+    return tuple(one.strip() for one in addresses.split(",") if one.strip())
 
 
 def socket_address(text: str) -> Json:
