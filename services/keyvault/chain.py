@@ -52,6 +52,19 @@ class AuditChain:
                 return
             after = records[-1].sequence
 
+    async def first_bad(self, account: str) -> int | None:
+        """The sequence of the first record that does not hold, by what the database says; None: all do."""
+        sequence, last = 0, audit.FIRST_HASH
+        while records := await self._read(account, sequence, _BATCH):
+            for record in records:
+                right = audit.link(account, sequence + 1, last, record.act)
+                if (record.sequence, record.hash) != (right.sequence, right.hash):
+                    return sequence + 1
+                sequence, last = record.sequence, record.hash
+        end = await self._store.read(lambda tx: tx.account(account))
+        holds = end is not None and (end.audit_sequence, end.audit_hash) == (sequence, last)
+        return None if holds else sequence + 1
+
     async def _read(self, account: str, after: int, limit: int) -> list[AuditRecord]:
         return await self._store.read(partial(_events, account, after, limit))
 

@@ -35,6 +35,9 @@ class KeyvaultSettings(ServiceSettings):
     # file: the passphrase of a sealed root key.
     root_passphrase_file: Path | None = None
 
+    # What was destroyed, kept apart from the database; beside the root key where that is a file.
+    ledger_file: Path | None = None
+
     # aws, aws-root: keys of any other region, and our own keys of any other account, are refused.
     aws_region: str = Field(default="", pattern=rf"^$|{_REGION}")
     aws_account_id: str = Field(default="", pattern=rf"^$|{_ACCOUNT_ID}")
@@ -79,14 +82,28 @@ class KeyvaultSettings(ServiceSettings):
                 raise ValueError("the address of a KMS must be https")
 
     def check_root_key_place(self) -> None:
-        """Raises ValueError for a root key that lies in the database's own folder.
+        """Raises ValueError for a root key or a ledger that lies in the database's own folder.
 
-        A copy of that folder, such as a backup, would hold the data keys and what opens them.
+        A copy of that folder, such as a backup, would hold the data keys and what opens them; and put
+        back, it would put back an older ledger with it.
         """
-        if self.root_key_file is None or not self.database_url.startswith(_SQLITE):
+        if self.database_file is None:
             return
-        folder = Path(self.database_url.removeprefix(_SQLITE)).resolve().parent
-        if self.root_key_file.resolve().is_relative_to(folder):
-            raise ValueError(
-                "the root key file lies in the database's folder; move it to a folder of its own"
-            )
+        folder = self.database_file.resolve().parent
+        for what, path in (("root key file", self.root_key_file), ("ledger", self.ledger)):
+            if path is not None and path.resolve().is_relative_to(folder):
+                raise ValueError(f"the {what} lies in the database's folder; move it to a folder of its own")
+
+    @property
+    def database_file(self) -> Path | None:
+        """The file of an SQLite database."""
+        if not self.database_url.startswith(_SQLITE):
+            return None
+        return Path(self.database_url.removeprefix(_SQLITE))
+
+    @property
+    def ledger(self) -> Path | None:
+        """Where the ledger is; None where nobody said where."""
+        if self.ledger_file is not None or self.root_key_file is None:
+            return self.ledger_file
+        return self.root_key_file.with_name("destroyed.ledger")

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 
-from services.keyvault.schema import ACCOUNT_KEYS, DATA_KEYS, DESTRUCTIONS, KEY_DELETIONS, KEY_MOVES
+from services.keyvault.records import KeyState
+from services.keyvault.schema import (
+    ACCOUNT_KEYS,
+    ACCOUNTS,
+    DATA_KEYS,
+    DESTROYED_RESOURCES,
+    DESTRUCTIONS,
+    INSTALLATION,
+    KEY_DELETIONS,
+    KEY_MOVES,
+)
+
+_MARK = "mark"
 
 
 class DestructionStatements:
     """What Transaction inherits. Values only: nothing here decides."""
 
     _connection: sa.Connection
+    # What this transaction destroys: account, resource, when. The ledger gets it after the commit.
+    destroyed: list[tuple[str, str, int]]
 
     def destruction(self, account: str, resource: str) -> str | None:
         """The facts of a destruction; of the account itself where `resource` is empty."""
@@ -24,6 +40,38 @@ class DestructionStatements:
         self._connection.execute(
             sa.insert(DESTRUCTIONS).values(account=account, resource=resource, facts=facts)
         )
+        self.destroyed.append((account, resource, int(json.loads(facts)["destroy_us"])))
+
+    def everything_destroyed(self) -> list[tuple[str, str, int]]:
+        """Every destruction: account, resource, when (0: before that was kept)."""
+        found = {
+            (row.account, row.resource): int(json.loads(row.facts)["destroy_us"])
+            for row in self._connection.execute(sa.select(DESTRUCTIONS))
+        }
+        for row in self._connection.execute(sa.select(DESTROYED_RESOURCES)):
+            found.setdefault((row.account, row.resource), row.destroy_us)
+        gone = sa.select(ACCOUNTS.c.id).where(ACCOUNTS.c.state == KeyState.DESTROYED.value)
+        for account in self._connection.execute(gone).scalars():
+            found.setdefault((account, ""), 0)
+        return [(account, resource, when) for (account, resource), when in sorted(found.items())]
+
+    def account_ids(self) -> list[str]:
+        """The ids of all accounts, destroyed ones included."""
+        return list(self._connection.execute(sa.select(ACCOUNTS.c.id).order_by(ACCOUNTS.c.id)).scalars())
+
+    # The mark: how far this database has come.
+
+    def mark(self) -> tuple[int, bytes]:
+        """Counter and nonce; 0 where there is none yet."""
+        query = sa.select(INSTALLATION.c.value).where(INSTALLATION.c.name == _MARK)
+        value = self._connection.execute(query).scalar_one_or_none()
+        return (0, b"") if value is None else (int.from_bytes(value[:8], "big"), value[8:])
+
+    def set_mark(self, counter: int, nonce: bytes) -> None:
+        """Replaces the mark."""
+        self._connection.execute(sa.delete(INSTALLATION).where(INSTALLATION.c.name == _MARK))
+        value = counter.to_bytes(8, "big") + nonce
+        self._connection.execute(sa.insert(INSTALLATION).values(name=_MARK, value=value))
 
     def data_key_ids(self, account: str, resource: str) -> list[str]:
         """The ids of a resource's data keys, in order; of all the account's where it is empty."""

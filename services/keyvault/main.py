@@ -7,6 +7,9 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -16,7 +19,7 @@ from sealcomb.internal.v1 import keyvault_service_pb2_grpc
 from sealcomb.v1 import audit_service_pb2_grpc, key_service_pb2_grpc
 from services.common import methods
 from services.common.alarms import Alarms
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.context import CallContext, ContextSigner, ContextVerifier
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.ops import serving_ops
@@ -27,6 +30,7 @@ from services.common.rpc.server import InnerServer
 from services.common.sealing import DataKey
 from services.common.telemetry import configure_logging
 from services.keyvault.asker import Asker
+from services.keyvault.backup import back_up, restore
 from services.keyvault.chain import AuditChain
 from services.keyvault.checkpoints import Checkpoints
 from services.keyvault.completion import Completion
@@ -36,10 +40,12 @@ from services.keyvault.events import KeyEvents
 from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.kms.rootkey import create_root_key
 from services.keyvault.kms.selection import open_kms
+from services.keyvault.ledger import Ledger, LedgerFailed
 from services.keyvault.moves import Moves
 from services.keyvault.permits import Permits
 from services.keyvault.public_servicers import AuditServicer, KeyServicer
 from services.keyvault.receipts import Receipts
+from services.keyvault.reconciliation import Reconciliation
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.release_servicer import KeyReleaseServicer
 from services.keyvault.releases import Releases
@@ -55,17 +61,18 @@ _KMS_WAIT_S = 0.25
 _KMS_WAIT_S_MAX = 5.0
 
 
-async def serve(settings: KeyvaultSettings) -> None:
+async def serve(settings: KeyvaultSettings, *, accept_older: bool = False) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is running."""
     clock = SystemClock()
     stopping = _stop_signals()
-    settings.check_root_key_place()
     kms = open_kms(settings, clock)
     signer = ContextSigner.from_file(settings.context_key_file)
     verifier = ContextVerifier.from_folder(methods.KEYVAULT, settings.context_trust_dir, clock)
 
-    store = Store.open(settings.database_url)
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(kms.close)
+        store = Store.open(settings.database_url)
+        stack.callback(store.close)
         events = KeyEvents()
         completion = Completion()
         vault = Vault(store, kms, events, clock, completion)
@@ -77,6 +84,7 @@ async def serve(settings: KeyvaultSettings) -> None:
         await vault.bind_installation()
         chain = AuditChain(store)
         statements = StatementSigner.from_file(settings.context_key_file)
+        await stack.enter_async_context(_ledger_kept(settings, store, statements, clock, accept_older))
         receipts = Receipts(store, statements)
         checkpoints = Checkpoints(store, chain, statements, clock)
         deletions = Deletions(store, vault, events, clock, completion)
@@ -109,9 +117,30 @@ async def serve(settings: KeyvaultSettings) -> None:
             await server.stop(notice_s=settings.stop_notice_s)
             await moves.close()
         await completion.drain()
+
+
+@contextlib.asynccontextmanager
+async def _ledger_kept(
+    settings: KeyvaultSettings, store: Store, signer: StatementSigner, clock: Clock, accept_older: bool
+) -> AsyncIterator[None]:
+    """Brings database and ledger together, and keeps them so for the block."""
+    if settings.ledger is None:
+        _log.warning("there is no ledger; an old copy of the database brings back what was deleted since")
+        yield
+        return
+    ledger = Ledger(settings.ledger, signer)
+    try:
+        reconciliation = Reconciliation(store, ledger, clock)
+        await reconciliation.at_start(accept_older=accept_older)
+        store.keep_ledger(ledger)
+        marking = asyncio.create_task(reconciliation.run())
+        try:
+            yield
+        finally:
+            marking.cancel()
+        await reconciliation.advance()
     finally:
-        store.close()
-        await kms.close()
+        ledger.close()
 
 
 async def _kms_ready(
@@ -143,6 +172,18 @@ async def _own_key(vault: Vault, releases: Releases, purpose: str) -> DataKey:
     return await releases.release(itself, purpose, purpose)
 
 
+async def _restore(settings: KeyvaultSettings, source: Path) -> None:
+    clock = SystemClock()
+    kms = open_kms(settings, clock)
+    try:
+        restored = await restore(settings, kms, source, clock)
+    finally:
+        await kms.close()
+    _log.info("database restored", count=restored.accounts)
+    if restored.destroyed_again:
+        _log.info("what was deleted after the copy was deleted again", count=restored.destroyed_again)
+
+
 def _stop_signals() -> asyncio.Event:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -164,6 +205,20 @@ def main() -> None:
         action="store_true",
         help="make the root key file if there is none, sealed if a passphrase file is set, and exit",
     )
+    parser.add_argument(
+        "--accept-older-database",
+        action="store_true",
+        help="start with a database that an older copy was put in the place of; what was deleted stays so",
+    )
+    parser.add_argument(
+        "--backup",
+        metavar="FILE",
+        type=Path,
+        help="write a copy of the database, also while it runs, and exit",
+    )
+    parser.add_argument(
+        "--restore", metavar="FILE", type=Path, help="put such a copy in the database's place, and exit"
+    )
     arguments = parser.parse_args()
     try:
         forbid_dumps()
@@ -174,6 +229,10 @@ def main() -> None:
                 sys.exit("sealcomb-keyvault: settings missing or wrong: SEALCOMB_ROOT_KEY_FILE")
             create_root_key(settings.root_key_file, settings.root_passphrase_file)
             return
+        settings.check_root_key_place()
+        if arguments.backup is not None:
+            back_up(settings, arguments.backup)
+            return
         check_randomness()
         is_locked = lock_memory()
         if not is_locked:
@@ -183,12 +242,15 @@ def main() -> None:
         if swap_is_on() and not is_locked:
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            if arguments.restore is not None:
+                runner.run(_restore(settings, arguments.restore))
+                return
+            runner.run(serve(settings, accept_older=arguments.accept_older_database))
     except ValidationError as error:
         # Without the values: a setting may be a URL with a password.
         fields = ", ".join("SEALCOMB_" + str(problem["loc"][0]).upper() for problem in error.errors())
         sys.exit(f"sealcomb-keyvault: settings missing or wrong: {fields}")
-    except ValueError as error:
+    except (ValueError, LedgerFailed) as error:
         sys.exit(f"sealcomb-keyvault: {error}")
 
 

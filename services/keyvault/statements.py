@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -23,8 +24,15 @@ from services.common.secretfiles import read_secret_file
 
 RECEIPT = "deletion receipt"
 CHECKPOINT = "audit checkpoint"
+# Of the ledger; keyvault alone reads them.
+DESTRUCTION = "destruction"
+MARK = "database mark"
 _KEY_FILE_BYTES_MAX = 4096
 _PREFIX = b"sealcomb statement v1\0"
+
+
+class StatementDamaged(ValueError):
+    """The text is no statement of this kind and key, or was changed."""
 
 
 class StatementSigner:
@@ -49,6 +57,18 @@ class StatementSigner:
         body = {**fields, "kind": kind, "key": self._name}
         signature = self._key.sign(_PREFIX + canonical(body).encode())
         return canonical({**body, "signature": signature.hex()})
+
+    def read(self, text: str, kind: str) -> dict[str, Any]:
+        """The fields of a statement that this key signed. Raises StatementDamaged."""
+        try:
+            fields = json.loads(text)
+            if not isinstance(fields, dict) or canonical(fields) != text or fields.get("kind") != kind:
+                raise StatementDamaged
+            signature = bytes.fromhex(fields.pop("signature"))
+            self._key.public_key().verify(signature, _PREFIX + canonical(fields).encode())
+        except (InvalidSignature, KeyError, TypeError, ValueError, RecursionError):
+            raise StatementDamaged("the statement does not hold") from None
+        return fields
 
 
 def canonical(fields: Mapping[str, Any]) -> str:

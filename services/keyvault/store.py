@@ -2,7 +2,7 @@
 
 All writes go through one thread, which takes whatever is waiting and commits it together; a
 write is reported only after its commit is durable. A step that fails changes nothing, and fails
-no other step of its batch.
+no other step of its batch. What a write destroyed is in the ledger as well before it is reported.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 import structlog
 
 from services.common.database import migrate, open_engine
 from services.common.errors import ResourceExhausted, SealcombError, Unavailable
+from services.keyvault.ledger import Destruction, LedgerFailed
 from services.keyvault.transaction import Transaction
 
 _log = structlog.get_logger("keyvault-store")
@@ -28,6 +30,15 @@ _WAITING_MAX = 4096
 _READERS = 2
 _Result = TypeVar("_Result")
 _Step = Callable[[Transaction], Any]
+
+
+class DatabaseUnreadable(ValueError):
+    """The database cannot be copied, or a copy is not whole."""
+
+
+class _Ledger(Protocol):
+    def append(self, destructions: Iterable[Destruction], /) -> None:
+        """Adds lines durably. Raises LedgerFailed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,7 @@ class _Outcome:
     job: _Job
     result: Any = None
     error: Exception | None = None
+    destroyed: tuple[Destruction, ...] = ()
 
 
 class Store:
@@ -48,6 +60,10 @@ class Store:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        # Transactions that were committed by this process.
+        self.writes = 0
+        self._ledger: _Ledger | None = None
+        self._unledgered: list[Destruction] = []
         self._jobs: queue.Queue[_Job | None] = queue.Queue(_WAITING_MAX)
         self._scrub: asyncio.Task[None] | None = None
         self._scrubbing = asyncio.Lock()
@@ -61,6 +77,10 @@ class Store:
         engine = open_engine(url)
         migrate(engine, "services.keyvault")
         return cls(engine)
+
+    def keep_ledger(self, ledger: _Ledger) -> None:
+        """From now on the ledger gets what writes destroy."""
+        self._ledger = ledger
 
     async def read(self, step: Callable[[Transaction], _Result]) -> _Result:
         """What a step reads, from one consistent state."""
@@ -134,13 +154,41 @@ class Store:
                     break
             closing = job is None
             if batch:
-                for outcome in self._commit(batch):
+                for outcome in self._recorded(batch):
                     _resolve(outcome)
+
+    def _recorded(self, batch: list[_Job]) -> list[_Outcome]:
+        # Nothing is written while a destruction is known to the database alone: an answer to its
+        # repetition would otherwise say that it can never come back.
+        if not self._tell_ledger(()):
+            return [_Outcome(job, error=_ledger_error()) for job in batch]
+        outcomes = self._commit(batch)
+        if self._tell_ledger(entry for outcome in outcomes for entry in outcome.destroyed):
+            return outcomes
+        return [
+            _Outcome(outcome.job, error=_ledger_error()) if outcome.destroyed else outcome
+            for outcome in outcomes
+        ]
+
+    def _tell_ledger(self, destroyed: Iterable[Destruction]) -> bool:
+        if self._ledger is None:
+            return True
+        self._unledgered.extend(destroyed)
+        if self._unledgered:
+            try:
+                self._ledger.append(self._unledgered)
+            except LedgerFailed:
+                _log.error("the ledger cannot be written", count=len(self._unledgered))
+                return False
+            self._unledgered.clear()
+        return True
 
     def _commit(self, batch: list[_Job]) -> list[_Outcome]:
         try:
             with self._engine.begin() as connection:
-                return [_run(connection, job) for job in batch]
+                outcomes = [_run(connection, job) for job in batch]
+            self.writes += 1
+            return outcomes
         except Exception as error:  # noqa: BLE001  (the outermost loop of the writer)
             if len(batch) > 1:
                 # One of them spoils the transaction, and it is not known which.
@@ -151,10 +199,46 @@ class Store:
             return [_Outcome(batch[0], error=error)]
 
 
+def copy_database(url: str, target: Path) -> None:
+    """A consistent copy of an SQLite database in an empty file, whoever writes meanwhile."""
+    engine = open_engine(url)
+    try:
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("VACUUM INTO ?", (str(target),))
+        finally:
+            connection.close()
+    except (sa.exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
+        raise DatabaseUnreadable(str(error)) from None
+    finally:
+        engine.dispose()
+
+
+def check_copy(path: Path) -> None:
+    """Raises DatabaseUnreadable for a file that is not a whole database of keyvault's."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+    try:
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+            tables = set(sa.inspect(connection).get_table_names())
+    except sa.exc.SQLAlchemyError:
+        raise DatabaseUnreadable("it is damaged") from None
+    finally:
+        engine.dispose()
+    if list(found) != ["ok"]:
+        raise DatabaseUnreadable("it is damaged")
+    if not {"accounts", "audit_events", "alembic_version"} <= tables:
+        raise DatabaseUnreadable("it is not keyvault's")
+
+
 def _run(connection: sa.Connection, job: _Job) -> _Outcome:
     try:
         with connection.begin_nested():
-            return _Outcome(job, job.step(Transaction(connection, writes=True)))
+            transaction = Transaction(connection, writes=True)
+            result = job.step(transaction)
+            return _Outcome(
+                job, result, destroyed=tuple(Destruction(*gone) for gone in transaction.destroyed)
+            )
     except SealcombError as error:
         return _Outcome(job, error=error)
 
@@ -164,6 +248,10 @@ def _resolve(outcome: _Outcome) -> None:
         outcome.job.future.set_result(outcome.result)
     else:
         outcome.job.future.set_exception(outcome.error)
+
+
+def _ledger_error() -> SealcombError:
+    return Unavailable("the ledger failed; try again", reason="LEDGER_FAILED", retry_after_s=1.0)
 
 
 def _storage_error(error: sa.exc.SQLAlchemyError) -> SealcombError:

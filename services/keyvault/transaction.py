@@ -76,6 +76,7 @@ class Transaction(DestructionStatements, MoveStatements):
     def __init__(self, connection: sa.Connection, *, writes: bool) -> None:
         self._connection = connection
         self._writes = writes
+        self.destroyed = []
 
     # The installation.
 

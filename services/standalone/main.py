@@ -27,7 +27,7 @@ from services.common.clock import SystemClock
 from services.standalone import clientfile, demo
 from services.standalone.config import SERVICE_ORDER, Layout, StandaloneSettings
 from services.standalone.lock import DataFolderInUse, lock_folder
-from services.standalone.pki import InstallationDamaged, ensure_installation, write_file
+from services.standalone.pki import Installation, InstallationDamaged, ensure_installation, write_file
 from services.standalone.ports import PortTaken, free_ports, require_free
 from services.standalone.supervisor import Service, Supervisor
 
@@ -224,6 +224,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-demo", action="store_true", help="make no demo account and ingest nothing (SEALCOMB_DEMO=0)"
     )
+    parser.add_argument(
+        "--keyvault",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="run sealcomb-keyvault on this installation instead, as in `--keyvault --backup FILE`",
+    )
     given = parser.parse_args(arguments)
     chosen = {
         "data_dir": given.data_dir,
@@ -232,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         settings = StandaloneSettings(**{name: value for name, value in chosen.items() if value is not None})
+        if given.keyvault is not None:
+            return _run_keyvault(settings, given.keyvault)
         with lock_folder(settings.data_dir.absolute()) as lock:
             layout = prepare(settings)
             asyncio.run(_run(layout, lock))
@@ -242,6 +250,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return 1
     return 0
+
+
+def _run_keyvault(settings: StandaloneSettings, arguments: Sequence[str]) -> int:
+    """The command with the settings that keyvault has here; an installation may run meanwhile."""
+    if not settings.keys_folder.exists():
+        raise StartFailed(f"there are no keys in {settings.keys_folder}")
+    layout = Layout(settings, Installation(settings.keys_folder), dict.fromkeys(SERVICE_ORDER, 0))
+    # A lost data folder is what is restored.
+    (layout.data / "keyvault").mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = [sys.executable, "-P", "-m", "services.keyvault.main", *arguments]
+    return subprocess.run(command, env=layout.environment("keyvault", os.environ), check=False).returncode
 
 
 async def _run(layout: Layout, lock: int) -> None:

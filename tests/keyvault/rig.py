@@ -35,6 +35,7 @@ from services.keyvault.kms.registry import KmsRegistry
 from services.keyvault.moves import Moves
 from services.keyvault.permits import Permits
 from services.keyvault.receipts import Receipts
+from services.keyvault.reconciliation import Reconciliation
 from services.keyvault.records import AccountKey, Wrapping
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
@@ -128,6 +129,8 @@ class Rig:
     kms: Kms
     clock: ManualClock = field(default_factory=ManualClock)
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    # Of tests with a ledger.
+    reconciliation: Reconciliation = field(init=False)
 
     def __post_init__(self) -> None:
         self.store = Store.open(f"sqlite:///{self.database}")

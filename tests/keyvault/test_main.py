@@ -51,9 +51,9 @@ class _Install:
         )
 
     @contextmanager
-    def serving(self) -> Iterator[subprocess.Popen[str]]:
+    def serving(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         """The process while it serves."""
-        command = [sys.executable, "-m", "services.keyvault.main"]
+        command = [sys.executable, "-m", "services.keyvault.main", *arguments]
         with subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True) as started:
             try:
                 assert started.stderr is not None
