@@ -400,6 +400,7 @@ def test_the_running_configuration_routes_every_method_under_policy(edge: Edge) 
         if route.get("typed_per_filter_config", {}).get("ext_authz", {}).get("disabled")
     ]
     assert [match.get("path", match.get("prefix")) for match in without] == [
+        "/",
         "/grpc.health.v1.Health/Check",
         "/",
     ]
