@@ -37,6 +37,10 @@ class ServiceSettings(BaseSettings):
     # that no call reaches it any more.
     stop_notice_s: float = Field(default=0.0, ge=0, le=60)
 
+    # How long a service uses a data key that keyvault gave it: the hard bound of the off switch, and how long
+    # it goes on while the KMS does not answer.
+    data_key_ttl_s: float = Field(default=60.0, gt=0, le=300)
+
     @property
     def tls(self) -> TlsFiles:
         """The service's TLS files."""

@@ -112,7 +112,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     keyvault = KeyvaultClient(channels[KEYVAULT])
 
     mint = ContextMint(signer, clock)
-    profiles = Profiles(DataKeys(keyvault, clock))
+    profiles = Profiles(DataKeys(keyvault, clock, settings.data_key_ttl_s))
     limits = Limits(settings.calls_per_second, settings.burst)
     sessions = Sessions(store, profiles, mint, clock, limits, settings.token_share)
     pages = page_key(pepper)

@@ -97,7 +97,7 @@ async def serve(
         await extractor.start()
         keyvault = KeyvaultClient(keyvault_channel)
         vectorstore = VectorstoreClient(vectorstore_channel)
-        keys = DataKeys(keyvault, clock)
+        keys = DataKeys(keyvault, clock, settings.data_key_ttl_s)
         originals = Originals(objects, keys, store, clock)
         await originals.resume_removals()
         identity = EmbedderIdentity(embedder.fingerprint, embedder.dimension)
@@ -138,7 +138,8 @@ async def serve(
             SearchServicer(search), server.grpc_server
         )
         register_sourcing(server, sourcing, Pages(keys))
-        watch = asyncio.create_task(keyvault.watch(KeyEvents(keys, originals, search, sourcing)))
+        on_key_event = KeyEvents(keys, originals, search, sourcing)
+        watch = asyncio.create_task(keyvault.watch(on_key_event, removes=True))
         sourcing.start()
         await server.start()
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):

@@ -11,11 +11,13 @@ from services.keyvault.schema import (
     ACCOUNT_KEYS,
     ACCOUNTS,
     DATA_KEYS,
+    DESTROYED,
     DESTROYED_RESOURCES,
     DESTRUCTIONS,
     INSTALLATION,
     KEY_DELETIONS,
     KEY_MOVES,
+    REMOVED,
 )
 
 _MARK = "mark"
@@ -40,6 +42,7 @@ class DestructionStatements:
         self._connection.execute(
             sa.insert(DESTRUCTIONS).values(account=account, resource=resource, facts=facts)
         )
+        self._connection.execute(sa.insert(DESTROYED).values(account=account, resource=resource))
         self.destroyed.append((account, resource, int(json.loads(facts)["destroy_us"])))
 
     def everything_destroyed(self) -> list[tuple[str, str, int]]:
@@ -72,6 +75,27 @@ class DestructionStatements:
         self._connection.execute(sa.delete(INSTALLATION).where(INSTALLATION.c.name == _MARK))
         value = counter.to_bytes(8, "big") + nonce
         self._connection.execute(sa.insert(INSTALLATION).values(name=_MARK, value=value))
+
+    def removed_up_to(self, peer: str) -> int:
+        """How far a service has removed what was destroyed."""
+        query = sa.select(REMOVED.c.place).where(REMOVED.c.peer == peer)
+        return self._connection.execute(query).scalar_one_or_none() or 0
+
+    def set_removed_up_to(self, peer: str, place: int) -> None:
+        """Remembers that."""
+        if not self._connection.execute(
+            sa.update(REMOVED).where(REMOVED.c.peer == peer).values(place=place)
+        ).rowcount:
+            self._connection.execute(sa.insert(REMOVED).values(peer=peer, place=place))
+
+    def last_destroyed(self) -> int:
+        """The place of what was destroyed last."""
+        return self._connection.execute(sa.select(sa.func.max(DESTROYED.c.place))).scalar_one() or 0
+
+    def destroyed_after(self, place: int, limit: int) -> list[tuple[int, str, str]]:
+        """What was destroyed after a place: its place, account and resource, in order."""
+        query = sa.select(DESTROYED).where(DESTROYED.c.place > place).order_by(DESTROYED.c.place).limit(limit)
+        return [(row.place, row.account, row.resource) for row in self._connection.execute(query)]
 
     def data_key_ids(self, account: str, resource: str) -> list[str]:
         """The ids of a resource's data keys, in order; of all the account's where it is empty."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 
 from services.keyvault.kms.protocol import WAIT_DAYS
 from services.keyvault.kms.registry import marks_adopted
@@ -24,6 +25,7 @@ from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
 _IDS_MAX = 1_000
+_LISTED_MAX = 500
 _DAY_US = 86_400_000_000
 
 
@@ -34,10 +36,23 @@ class Receipts:
         self._store = store
         self._signer = signer
 
+    async def destroyed(self, peer: str, removed_up_to: int) -> list[tuple[int, str, str]]:
+        """What was destroyed after what a service has removed: place, account and resource, in order."""
+        return await self._store.write(partial(_after, peer, removed_up_to))
+
     async def of(self, account: str, resource: str = "") -> str:
         """The receipt; empty for what was destroyed before receipts were kept, or not at all."""
         facts = await self._store.read(lambda tx: tx.destruction(account, resource))
         return "" if facts is None else self._signer.sign(RECEIPT, json.loads(facts))
+
+
+def _after(peer: str, removed_up_to: int, tx: Transaction) -> list[tuple[int, str, str]]:
+    before = tx.removed_up_to(peer)
+    # Nobody has removed what is not destroyed yet.
+    after = max(before, min(removed_up_to, tx.last_destroyed()))
+    if after > before:
+        tx.set_removed_up_to(peer, after)
+    return tx.destroyed_after(after, _LISTED_MAX)
 
 
 def record_destruction(tx: Transaction, account: str, resource: str, now_us: int) -> None:

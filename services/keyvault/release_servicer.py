@@ -111,6 +111,15 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
         await self._vault.record(asker_of(context), request.action, request.resource)
         return pb.RecordEventResponse()
 
+    async def ListDestroyed(
+        self, request: pb.ListDestroyedRequest, context: _Context
+    ) -> pb.ListDestroyedResponse:
+        """Lists what a service may have missed."""
+        listed = await self._receipts.destroyed(peer_service(context), request.removed_up_to)
+        return pb.ListDestroyedResponse(
+            destroyed=[pb.Destroyed(place=p, account=account, resource=r) for p, account, r in listed]
+        )
+
     async def WatchKeyEvents(
         self, request: pb.WatchKeyEventsRequest, context: _Context
     ) -> AsyncIterator[pb.WatchKeyEventsResponse]:

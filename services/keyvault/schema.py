@@ -119,6 +119,24 @@ DESTRUCTIONS = sa.Table(
     sa.Column("facts", sa.Text, nullable=False),
 )
 
+# The same in order, for services that were not there to be told.
+DESTROYED = sa.Table(
+    "destroyed",
+    METADATA,
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("account", sa.String(32), nullable=False),
+    sa.Column("resource", sa.String(32), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# How far each service has removed what it had of that.
+REMOVED = sa.Table(
+    "removed",
+    METADATA,
+    sa.Column("peer", sa.String(32), primary_key=True),
+    sa.Column("place", sa.BigInteger, nullable=False),
+)
+
 KEY_DELETIONS = sa.Table(
     "key_deletions",
     METADATA,

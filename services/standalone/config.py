@@ -55,6 +55,7 @@ class StandaloneSettings(BaseSettings):
     ingestion_full_listing_s: str = ""
     calls_per_second: float | None = None
     burst: int | None = None
+    data_key_ttl_s: float | None = None
     log_level: str = "info"
 
     @property
@@ -105,6 +106,8 @@ class Layout:
             "DATABASE_URL": f"sqlite:///{self.data / service / (service + '.db')}",
             "LOG_LEVEL": self.settings.log_level,
         }
+        if self.settings.data_key_ttl_s is not None:
+            common["DATA_KEY_TTL_S"] = str(self.settings.data_key_ttl_s)
         own = getattr(self, f"_{service}")()
         environment = {name: inherited[name] for name in _INHERITED if name in inherited}
         # More threads than cores make the slowest calls slower still (services run one query a thread).

@@ -43,7 +43,7 @@ async def serve(settings: VectorstoreSettings) -> None:
     channel = open_channel(settings.keyvault_address, methods.KEYVAULT, settings.tls)
     keyvault = KeyvaultClient(channel)
     node = Node(settings.database_url, open_store(settings.objects_url), keyvault, clock, limits_of(settings))
-    watch = asyncio.create_task(keyvault.watch(on_key_event(node)))
+    watch = asyncio.create_task(keyvault.watch(on_key_event(node), removes=True))
 
     guard = GuardInterceptor(methods.VECTORSTORE, rules_for(methods.VECTORSTORE), verifier)
     server = InnerServer(settings.listen, settings.tls, guard)
@@ -105,6 +105,7 @@ def limits_of(settings: VectorstoreSettings) -> Limits:
         collections_per_account_max=settings.collections_per_account_max,
         snapshot_log_bytes=settings.snapshot_log_bytes,
         erase_after_s=settings.erase_after_s,
+        key_ttl_s=settings.data_key_ttl_s,
     )
 
 

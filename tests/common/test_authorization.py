@@ -53,6 +53,8 @@ def test_only_the_event_watch_and_health_go_without_a_context() -> None:
     }
     assert free == {
         "/sealcomb.internal.v1.KeyReleaseService/WatchKeyEvents",
+        # What the watch would have told, as ids alone.
+        "/sealcomb.internal.v1.KeyReleaseService/ListDestroyed",
         # Its grant says who acts: nobody is there to call when long work goes on.
         "/sealcomb.internal.v1.KeyReleaseService/RenewPermit",
         "/grpc.health.v1.Health/Check",

@@ -132,6 +132,9 @@ class Keyvault(kv_stubs.KeyReleaseServiceServicer):
     async def DestroyResource(self, request: Any, context: Any) -> kv.DestroyResourceResponse:
         raise NotImplementedError
 
+    async def ListDestroyed(self, request: Any, context: Any) -> kv.ListDestroyedResponse:
+        raise NotImplementedError
+
     async def IssuePermit(self, request: Any, context: Any) -> kv.IssuePermitResponse:
         raise NotImplementedError
 

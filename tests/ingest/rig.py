@@ -134,6 +134,12 @@ class FakeKeyvault(kv_stubs.KeyReleaseServiceServicer):
         self.permits[request.job_id] = False
         return kv.EndPermitResponse()
 
+    async def ListDestroyed(
+        self, _request: kv.ListDestroyedRequest, _context: Any
+    ) -> kv.ListDestroyedResponse:
+        """Nothing was missed."""
+        return kv.ListDestroyedResponse()
+
     async def WatchKeyEvents(
         self, _request: kv.WatchKeyEventsRequest, _context: Any
     ) -> AsyncIterator[kv.WatchKeyEventsResponse]:

@@ -239,7 +239,7 @@ async def test_a_reading_in_progress_stops_when_the_key_is_disabled(bench: Bench
             pass
 
 
-async def test_key_events_drop_keys_and_never_stop_the_watch(bench: Bench) -> None:
+async def test_key_events_drop_keys_and_say_what_they_could_not_remove(bench: Bench) -> None:
     identity = EmbedderIdentity("", 0)
     handler = KeyEvents(bench.data_keys, bench.originals, Search(None, None, identity, bench.clock))  # type: ignore[arg-type]
     object_key = await bench.write(ids.new_id())
@@ -247,7 +247,8 @@ async def test_key_events_drop_keys_and_never_stop_the_watch(bench: Bench) -> No
     for event in (KeyEvent.ENABLED, KeyEvent.RESUMED):
         await handler(event, ACCOUNT, "")
     assert await bench.read(object_key, 5) == b"words"
-    await handler(KeyEvent.RESOURCE_DESTROYED, ACCOUNT, "../../etc")
+    with pytest.raises(ValueError, match="key"):
+        await handler(KeyEvent.RESOURCE_DESTROYED, ACCOUNT, "../../etc")
     for event in (KeyEvent.DISABLED, KeyEvent.SUSPENDED, KeyEvent.RECONNECTED):
         bench.keys.disabled = False
         await bench.data_keys.current(COLLECTION, PURPOSE)

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from sealcomb.internal.v1 import keyvault_service_pb2_grpc
+from sealcomb.internal.v1 import keyvault_service_pb2, keyvault_service_pb2_grpc
 from sealcomb.v1 import audit_service_pb2, audit_service_pb2_grpc, key_service_pb2, key_service_pb2_grpc
 from sealcomb_client.audit import checkpoint_head, verify_chain
 from sealcomb_client.statements import RECEIPT, verify_statement
@@ -382,6 +382,46 @@ async def test_a_watch_that_was_lost_comes_back(service: _Service) -> None:
     await asyncio.sleep(0.6)
     watch.cancel()
     assert reconnected == [KeyEvent.RECONNECTED] * 2
+
+
+async def test_what_was_destroyed_meanwhile_is_told_until_it_is_removed(service: _Service) -> None:
+    """D22: each service on its own, in order, and again after an error; nobody removes the future."""
+    first, second = ids.new_id(), ids.new_id()
+    for resource in (first, second):
+        with service.calling(_DELETE):
+            await service.client("vectorstore").destroy_resource(resource)
+    told: list[tuple[KeyEvent, str, str]] = []
+    failing = [second]
+
+    async def on_event(event: KeyEvent, account: str, resource: str) -> None:
+        told.append((event, account, resource))
+        if resource in failing:
+            failing.clear()
+            raise ValueError("not now")
+
+    destroyed = [(KeyEvent.RESOURCE_DESTROYED, service.account, resource) for resource in (first, second)]
+    # The first time one of them fails; what is not said to be removed is told again, and then no more.
+    for expected in (destroyed, destroyed, []):
+        told.clear()
+        watch = asyncio.create_task(service.client("ingest").watch(on_event, removes=True))
+        end = asyncio.get_running_loop().time() + 10
+        while told != [(KeyEvent.RECONNECTED, "", ""), *expected]:
+            assert asyncio.get_running_loop().time() < end, told
+            await asyncio.sleep(0.01)
+        # The place is said with the question for more.
+        await asyncio.sleep(0.3)
+        watch.cancel()
+    stub = keyvault_service_pb2_grpc.KeyReleaseServiceStub(service.channel("vectorstore"))
+    ahead = keyvault_service_pb2.ListDestroyedRequest(removed_up_to=2**63)
+    assert not (await stub.ListDestroyed(ahead, timeout=5)).destroyed
+    third = ids.new_id()
+    with service.calling(_DELETE):
+        await service.client("vectorstore").destroy_resource(third)
+    listed = await stub.ListDestroyed(keyvault_service_pb2.ListDestroyedRequest(), timeout=5)
+    assert [(one.account, one.resource) for one in listed.destroyed] == [(service.account, third)]
+    gateway = keyvault_service_pb2_grpc.KeyReleaseServiceStub(service.channel("gateway"))
+    refused = gateway.ListDestroyed(keyvault_service_pb2.ListDestroyedRequest(), timeout=5)
+    assert await refused.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_watcher_that_hung_up_is_gone_soon(service: _Service) -> None:

@@ -72,6 +72,7 @@ INNER_RULES: dict[str, Rule] = dict(
         _inner(_K, "IssuePermit", (_I,), _WORK),
         (f"{_INNER}{_K}/RenewPermit", Rule(frozenset({_I}), needs_context=False)),
         _inner(_K, "EndPermit", (_I,), _WORK, permits=True),
+        (f"{_INNER}{_K}/ListDestroyed", Rule(frozenset({_V, _I}), needs_context=False)),
         (f"{_INNER}{_K}/WatchKeyEvents", Rule(frozenset({_V, _I, _G}), needs_context=False)),
         _inner(_P, "ResolveCollection", (_I,), frozenset({_DOCUMENTS, _SEARCH, _INGESTIONS}), permits=True),
         _inner(_P, "PutDocument", (_I,), _DOCS, permits=True),

@@ -12,12 +12,14 @@ import structlog
 
 from sealcomb.internal.v1 import keyvault_service_pb2 as pb
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc as stubs
+from services.common.errors import SealcombError
 from services.common.rpc.channel import call
 from services.common.sealing import DataKey
 
 _log = structlog.get_logger("keyvault-client")
 _SILENCE_S = 6.0
 _RETRY_S = 0.2
+_CATCH_UP_S = 10.0
 
 
 class KeyEvent(enum.Enum):
@@ -94,17 +96,23 @@ class KeyvaultClient:
         """Ends the job's permit."""
         await call(self._stub.EndPermit, pb.EndPermitRequest(job_id=job_id))
 
-    async def watch(self, on_event: OnKeyEvent) -> None:
-        """Delivers key events until cancelled; reconnects by itself and says RECONNECTED each time."""
+    async def watch(self, on_event: OnKeyEvent, *, removes: bool = False) -> None:
+        """Delivers key events until cancelled; reconnects by itself and says RECONNECTED each time.
+
+        With `removes` what was destroyed meanwhile is delivered too, until `on_event` returns without an
+        error from each: for a service that keeps data of its own.
+        """
         while True:
             try:
-                await self._watch_once(on_event)
+                await self._watch_once(on_event, removes)
             except (grpc.RpcError, TimeoutError):
                 _log.debug("key event watch lost")
             await asyncio.sleep(_RETRY_S)
 
-    async def _watch_once(self, on_event: OnKeyEvent) -> None:
+    async def _watch_once(self, on_event: OnKeyEvent, removes: bool) -> None:
         stream = self._stub.WatchKeyEvents(pb.WatchKeyEventsRequest())
+        # Beside the watch, since removing takes its time and the next event may be a disable.
+        catching_up: asyncio.Task[None] | None = None
         try:
             first = True
             while True:
@@ -114,7 +122,33 @@ class KeyvaultClient:
                 if first:
                     first = False
                     await on_event(KeyEvent.RECONNECTED, "", "")
+                    if removes:
+                        catching_up = asyncio.create_task(self._catch_up(on_event))
                 if message.event != pb.KEY_EVENT_HEARTBEAT:
-                    await on_event(KeyEvent(message.event), message.account, message.resource)
+                    try:
+                        await on_event(KeyEvent(message.event), message.account, message.resource)
+                    except (SealcombError, OSError, ValueError) as error:
+                        # The watch goes on; what was to be removed is listed again at the next connection.
+                        _log.warning(
+                            "a key event was not carried out", account=message.account, exc_info=error
+                        )
         finally:
             stream.cancel()
+            if catching_up is not None:
+                catching_up.cancel()
+
+    async def _catch_up(self, on_event: OnKeyEvent) -> None:
+        removed_up_to = 0
+        while True:
+            try:
+                request = pb.ListDestroyedRequest(removed_up_to=removed_up_to)
+                response = await self._stub.ListDestroyed(request, timeout=10.0)
+                for destroyed in response.destroyed:
+                    event = KeyEvent.RESOURCE_DESTROYED if destroyed.resource else KeyEvent.ACCOUNT_DESTROYED
+                    await on_event(event, destroyed.account, destroyed.resource)
+                    removed_up_to = destroyed.place
+                if not response.destroyed:
+                    return
+            except (grpc.RpcError, SealcombError, OSError, ValueError) as error:
+                _log.warning("what was destroyed is not removed yet", exc_info=error)
+                await asyncio.sleep(_CATCH_UP_S)

@@ -2,23 +2,19 @@
 
 A key that is disabled leaves memory at once; what is being read asks for its key anew and is
 refused. Objects whose keys are destroyed are unreadable for good, so removing them is tidiness: it
-is finished by a later start if this one is killed, and what a missed event leaves is garbage, not data.
+is finished by a later start if this one is killed, and keyvault tells what was destroyed meanwhile.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-import structlog
-
 from services.common.datakeys import DataKeys
-from services.common.errors import SealcombError
 from services.common.rpc.keyvault import KeyEvent
 from services.ingest.originals import Originals
 from services.ingest.search import Search
 
 _FOR_GOOD = frozenset({KeyEvent.RESOURCE_DESTROYED, KeyEvent.ACCOUNT_DESTROYED})
-_log = structlog.get_logger("key-events")
 
 
 class Work(Protocol):
@@ -40,7 +36,7 @@ class KeyEvents:
         self._work = work
 
     async def __call__(self, event: KeyEvent, account: str, resource: str) -> None:
-        """Acts on one event; never raises, since the watch must go on."""
+        """Acts on one event. Raises what kept it from removing what is destroyed, to be told again."""
         if event in (KeyEvent.ENABLED, KeyEvent.RESUMED):
             return
         if event is KeyEvent.RECONNECTED:
@@ -52,12 +48,9 @@ class KeyEvents:
         self._search.forget_names()
         if not account:
             return
-        try:
-            if self._work is not None:
-                await self._work.keys_gone(account, resource, for_good=event in _FOR_GOOD)
-            if event is KeyEvent.RESOURCE_DESTROYED and resource:
-                await self._originals.remove_all(account, resource)
-            elif event is KeyEvent.ACCOUNT_DESTROYED:
-                await self._originals.remove_all(account)
-        except (SealcombError, ValueError) as error:
-            _log.warning("originals of destroyed keys were not all removed", account=account, exc_info=error)
+        if self._work is not None:
+            await self._work.keys_gone(account, resource, for_good=event in _FOR_GOOD)
+        if event is KeyEvent.RESOURCE_DESTROYED and resource:
+            await self._originals.remove_all(account, resource)
+        elif event is KeyEvent.ACCOUNT_DESTROYED:
+            await self._originals.remove_all(account)

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -405,6 +407,74 @@ class RecordEventResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordEventResponse: _TypeAlias = RecordEventResponse  # noqa: Y015
+
+@_typing.final
+class ListDestroyedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_UP_TO_FIELD_NUMBER: _builtins.int
+    removed_up_to: _builtins.int
+    """The service has removed what it had of everything up to this place; it is not listed to it again."""
+    def __init__(
+        self,
+        *,
+        removed_up_to: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed_up_to", b"removed_up_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDestroyedRequest: _TypeAlias = ListDestroyedRequest  # noqa: Y015
+
+@_typing.final
+class Destroyed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    place: _builtins.int
+    account: _builtins.str
+    resource: _builtins.str
+    """Empty: the account itself."""
+    def __init__(
+        self,
+        *,
+        place: _builtins.int = ...,
+        account: _builtins.str = ...,
+        resource: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "place", b"place", "resource", b"resource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Destroyed: _TypeAlias = Destroyed  # noqa: Y015
+
+@_typing.final
+class ListDestroyedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTROYED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def destroyed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Destroyed]:
+        """What the service has not said that it removed, oldest first; up to 500. None: it has removed all."""
+
+    def __init__(
+        self,
+        *,
+        destroyed: _abc.Iterable[Global___Destroyed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destroyed", b"destroyed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDestroyedResponse: _TypeAlias = ListDestroyedResponse  # noqa: Y015
 
 @_typing.final
 class WatchKeyEventsRequest(_message.Message):

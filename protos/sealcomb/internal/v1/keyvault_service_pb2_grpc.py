@@ -80,6 +80,11 @@ class KeyReleaseServiceStub:
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventResponse.FromString,
                 _registered_method=True)
+        self.ListDestroyed = channel.unary_unary(
+                '/sealcomb.internal.v1.KeyReleaseService/ListDestroyed',
+                request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedResponse.FromString,
+                _registered_method=True)
         self.WatchKeyEvents = channel.unary_stream(
                 '/sealcomb.internal.v1.KeyReleaseService/WatchKeyEvents',
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.WatchKeyEventsRequest.SerializeToString,
@@ -154,6 +159,14 @@ class KeyReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDestroyed(self, request, context):
+        """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
+        vectorstore, ingest).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchKeyEvents(self, request, context):
         """Tells a service, without a call context, which cached keys to drop (peers: vectorstore, ingest, gateway).
         """
@@ -208,6 +221,11 @@ def add_KeyReleaseServiceServicer_to_server(servicer, server):
                     servicer.RecordEvent,
                     request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventRequest.FromString,
                     response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventResponse.SerializeToString,
+            ),
+            'ListDestroyed': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDestroyed,
+                    request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedRequest.FromString,
+                    response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedResponse.SerializeToString,
             ),
             'WatchKeyEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchKeyEvents,
@@ -459,6 +477,33 @@ class KeyReleaseService:
             '/sealcomb.internal.v1.KeyReleaseService/RecordEvent',
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventRequest.SerializeToString,
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDestroyed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.internal.v1.KeyReleaseService/ListDestroyed',
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedRequest.SerializeToString,
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class KeyReleaseServiceStub:
     """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
     RecordEvent: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.RecordEventRequest, _keyvault_service_pb2.RecordEventResponse]
     """Records an administrative act of the account in its audit chain (peer: gateway)."""
+    ListDestroyed: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListDestroyedRequest, _keyvault_service_pb2.ListDestroyedResponse]
+    """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
+    vectorstore, ingest).
+    """
     WatchKeyEvents: _grpc.UnaryStreamMultiCallable[_keyvault_service_pb2.WatchKeyEventsRequest, _keyvault_service_pb2.WatchKeyEventsResponse]
     """Tells a service, without a call context, which cached keys to drop (peers: vectorstore, ingest, gateway)."""
 
@@ -77,6 +81,10 @@ class KeyReleaseServiceAsyncStub(KeyReleaseServiceStub):
     """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
     RecordEvent: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.RecordEventRequest, _keyvault_service_pb2.RecordEventResponse]  # type: ignore[assignment]
     """Records an administrative act of the account in its audit chain (peer: gateway)."""
+    ListDestroyed: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListDestroyedRequest, _keyvault_service_pb2.ListDestroyedResponse]  # type: ignore[assignment]
+    """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
+    vectorstore, ingest).
+    """
     WatchKeyEvents: _aio.UnaryStreamMultiCallable[_keyvault_service_pb2.WatchKeyEventsRequest, _keyvault_service_pb2.WatchKeyEventsResponse]  # type: ignore[assignment]
     """Tells a service, without a call context, which cached keys to drop (peers: vectorstore, ingest, gateway)."""
 
@@ -154,6 +162,16 @@ class KeyReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keyvault_service_pb2.RecordEventResponse, _abc.Awaitable[_keyvault_service_pb2.RecordEventResponse]]:
         """Records an administrative act of the account in its audit chain (peer: gateway)."""
+
+    @_abc_1.abstractmethod
+    def ListDestroyed(
+        self,
+        request: _keyvault_service_pb2.ListDestroyedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyvault_service_pb2.ListDestroyedResponse, _abc.Awaitable[_keyvault_service_pb2.ListDestroyedResponse]]:
+        """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
+        vectorstore, ingest).
+        """
 
     @_abc_1.abstractmethod
     def WatchKeyEvents(
