@@ -1,4 +1,4 @@
-"""Two ingest processes share a PostgreSQL and are killed in turn: every item is there once, in its newest version."""
+"""Two ingest processes share a PostgreSQL and are killed in turn: every item is there once, and new."""
 
 from __future__ import annotations
 
