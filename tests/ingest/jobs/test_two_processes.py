@@ -26,8 +26,9 @@ async def test_two_processes_that_are_killed_in_turn_leave_each_item_once_and_ne
     things = tmp_path / "things.json"
     wanted = write(things, 1, range(ITEMS))
     database_url = postgres.make_database(f"i{secrets.token_hex(6)}")
-    limits = {"ingestion_lease_s": 0.4, "extract_workers": 1, "ingestion_runs": 1}
-    async with surroundings(tmp_path, database_url=database_url, **limits) as rig:
+    async with surroundings(
+        tmp_path, database_url=database_url, ingestion_lease_s=0.4, extract_workers=1, ingestion_runs=1
+    ) as rig:
         for name in COLLECTIONS:
             rig.collection(name)
         lives = [Lives(rig, things), Lives(rig, things)]

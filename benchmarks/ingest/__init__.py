@@ -1,0 +1,1 @@
+"""What taking documents in costs; see __main__."""
