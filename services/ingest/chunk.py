@@ -6,9 +6,10 @@ the passage before it. No character of the text is lost but white space at the e
 that needs several passages is cut into parts of about the same size: a short rest would say too
 little to be found for the right reason.
 
-Tokens are counted by a function of the embedder, not by a tokenizer handed to the splitter: as
-fast, the same for every kind of embedder, and Python gets the GIL back between two counts,
-so a large document does not stall other calls. Run it in a thread all the same.
+Tokens are counted by a function of the embedder, not by a tokenizer handed to the splitter: the same
+for every kind of embedder, and Python gets the GIL back between two counts, so a large document
+does not stall other calls. Run it in a thread all the same. Where the embedder can say where tokens
+begin, each block is looked at once (see token_counts).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Literal
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from services.common.errors import invalid
+from services.ingest.token_counts import PartCounter
 
 CHUNKS_MAX = 20_000
 # A passage has at most this many characters for each token it may have. Prose has 4 to 5; the
@@ -39,6 +41,8 @@ _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 
 Format = Literal["text", "markdown"]
+# Where each token of a text begins, in characters; None from an embedder that cannot say.
+TokenStarts = Callable[[str], Sequence[int] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ def chunk(
     overlap: int = 32,
     form: Format = "text",
     chunks_max: int = CHUNKS_MAX,
+    token_starts: TokenStarts = lambda _text: None,
 ) -> list[Chunk]:
     """All passages of a document in order; none when there is no text.
 
@@ -85,6 +90,7 @@ def chunk(
             overlap=overlap,
             form=form,
             chunks_max=chunks_max,
+            token_starts=token_starts,
         )
     )
 
@@ -97,6 +103,7 @@ def iterate_chunks(
     overlap: int = 32,
     form: Format = "text",
     chunks_max: int = CHUNKS_MAX,
+    token_starts: TokenStarts = lambda _text: None,
 ) -> Iterator[Chunk]:
     """As `chunk`, one at a time, so that the work can be given up in between."""
     if max_tokens < MAX_TOKENS_MIN or not 0 <= overlap < max_tokens // 2:
@@ -104,7 +111,7 @@ def iterate_chunks(
     # Too many whatever the boundaries, since passages are bounded in characters; saves the work.
     if sum(len(page.text) for page in pages) > chunks_max * max_tokens * CHARS_PER_TOKEN_MAX:
         raise _too_many(chunks_max)
-    splitters = _Splitters(count_tokens, max_tokens, overlap, form)
+    splitters = _Splitters(count_tokens, token_starts, max_tokens, overlap, form)
     block_chars = max(_BLOCK_CHARS, 2 * max_tokens * CHARS_PER_TOKEN_MAX)
     index, heading = 0, ""
     for page in pages:
@@ -124,29 +131,37 @@ class _Splitters:
     """The splitter for each block of text."""
 
     def __init__(
-        self, count_tokens: Callable[[str], int], max_tokens: int, overlap: int, form: Format
+        self,
+        count_tokens: Callable[[str], int],
+        token_starts: TokenStarts,
+        max_tokens: int,
+        overlap: int,
+        form: Format,
     ) -> None:
-        self._count = _bounded(count_tokens, max_tokens)
+        self._count_tokens = count_tokens
+        self._token_starts = token_starts
         self._max_tokens = max_tokens
         self._overlap = overlap
         self._form = form
-        self._whole = self._of_size(max_tokens)
 
     def of(self, text: str) -> TextSplitter | MarkdownSplitter:
         """One whose passages of this text are about as long as each other; Markdown has sections instead."""
+        starts = self._token_starts(text)
+        count_tokens = self._count_tokens if starts is None else PartCounter(text, starts, self._count_tokens)
+        count = _bounded(count_tokens, self._max_tokens)
         # Estimated where the text is so long that its tokens are not counted (see _bounded).
-        tokens = max(len(text) // _CHARS_PER_TOKEN_USUAL, self._count(text))
+        tokens = max(len(text) // _CHARS_PER_TOKEN_USUAL, count(text))
         if self._form == "markdown" or tokens <= self._max_tokens:
-            return self._whole
+            return self._of_size(count, self._max_tokens)
         parts = math.ceil((tokens - self._overlap) / (self._max_tokens - self._overlap))
         even = math.ceil((tokens + (parts - 1) * self._overlap) / parts)
         # Room to end at a boundary; without it one more passage would hold the rest.
         size = max(even + self._max_tokens // 16, 2 * self._overlap + 2)
-        return self._whole if size >= self._max_tokens else self._of_size(size)
+        return self._of_size(count, min(size, self._max_tokens))
 
-    def _of_size(self, size: int) -> TextSplitter | MarkdownSplitter:
+    def _of_size(self, count: Callable[[str], int], size: int) -> TextSplitter | MarkdownSplitter:
         kind = MarkdownSplitter if self._form == "markdown" else TextSplitter
-        return kind.from_callback(self._count, size, overlap=self._overlap)
+        return kind.from_callback(count, size, overlap=self._overlap)
 
 
 def _split(text: str, splitters: _Splitters, block_chars: int) -> Iterator[tuple[int, str]]:

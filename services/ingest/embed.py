@@ -42,6 +42,9 @@ class Embedder(Protocol):
     def count_tokens(self, text: str) -> int:
         """Tokens the model sees in `text`, its own special tokens included."""
 
+    def token_starts(self, text: str) -> Sequence[int] | None:
+        """Where each token begins, in characters, without special tokens; None where nobody can say."""
+
     def embed(self, texts: Sequence[str]) -> Vectors:
         """float32 [len(texts), dimension], every row of unit length.
 

@@ -119,6 +119,7 @@ class Pipeline:
         passages = iterate_chunks(
             [PageText(page.number, page.text) for page in extracted.pages],
             count_tokens=self._embedder.count_tokens,
+            token_starts=self._embedder.token_starts,
             max_tokens=max(
                 _MAX_TOKENS_MIN, min(_PASSAGE_TOKENS_MAX, self._embedder.max_tokens - _LEAD_TOKENS)
             ),

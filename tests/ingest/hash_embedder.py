@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +26,10 @@ class HashEmbedder:
     def count_tokens(self, text: str) -> int:
         """One a word, and two as a model's own would be."""
         return len(text.split()) + 2
+
+    def token_starts(self, text: str) -> list[int]:
+        """Where each word begins."""
+        return [match.start() for match in re.finditer(r"\S+", text)]
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """float32 [len(texts), dimension], every row of unit length."""

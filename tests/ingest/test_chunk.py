@@ -51,8 +51,13 @@ def test_no_character_is_lost_and_no_passage_is_too_long(
     def count(text: str) -> int:
         return len(tokenizer.encode(text).ids)
 
+    def starts(text: str) -> list[int]:
+        return [begin for begin, _end in tokenizer.encode(text, add_special_tokens=False).offsets]
+
     pages = [PageText(page=number, text=text) for number, text in enumerate(texts, start=1)]
-    chunks = chunk(pages, count_tokens=count, max_tokens=24, overlap=overlap, form=form)
+    chunks = chunk(pages, count_tokens=count, max_tokens=24, overlap=overlap, form=form, token_starts=starts)
+    # One look at each block says the same as counting every candidate anew.
+    assert chunks == chunk(pages, count_tokens=count, max_tokens=24, overlap=overlap, form=form)
     assert [entry.index for entry in chunks] == list(range(len(chunks)))
     for page in pages:
         covered = 0
@@ -63,6 +68,26 @@ def test_no_character_is_lost_and_no_passage_is_too_long(
             assert len(entry.text) <= 24 * CHARS_PER_TOKEN_MAX
             covered = max(covered, entry.offset + len(entry.text))
         assert not page.text[covered:].strip()
+
+
+def test_a_long_text_is_tokenised_once_and_not_once_for_each_candidate(tokenizer: Tokenizer) -> None:
+    counted = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return len(tokenizer.encode(text).ids)
+
+    def starts(text: str) -> list[int]:
+        return [begin for begin, _end in tokenizer.encode(text, add_special_tokens=False).offsets]
+
+    text = "\n\n".join("A sentence of eight words, more or less. " * 9 for _ in range(40))
+    made = chunk([PageText(0, text)], count_tokens=count, max_tokens=128, token_starts=starts)
+    assert len(made) > 20
+    assert sum(counted) < len(text) // 10
+    # The twin: without it the text is gone over several times.
+    counted.clear()
+    assert made == chunk([PageText(0, text)], count_tokens=count, max_tokens=128)
+    assert sum(counted) > 3 * len(text)
 
 
 def test_nothing_gives_no_passages() -> None:

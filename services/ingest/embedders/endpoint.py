@@ -103,6 +103,9 @@ class HttpEmbedder:
         """An estimate from above for prose: the endpoint's tokenizer is not known."""
         return -(-len(text.encode()) // _BYTES_PER_TOKEN) + 2
 
+    def token_starts(self, text: str) -> None:
+        """Nobody can say: the endpoint's tokenizer is not known."""
+
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """float32 [len(texts), dimension], every row of unit length."""
         if any(len(text) > TEXT_CHARS_MAX for text in texts):

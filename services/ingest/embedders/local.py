@@ -56,6 +56,10 @@ class OnnxEmbedder:
         """Tokens the model sees in `text`, its own special tokens included."""
         return len(self._counter.encode(text).ids)
 
+    def token_starts(self, text: str) -> Sequence[int]:
+        """Where each token begins, in characters, without special tokens."""
+        return [begin for begin, _end in self._counter.encode(text, add_special_tokens=False).offsets]
+
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """float32 [len(texts), dimension], every row of unit length."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
