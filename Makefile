@@ -117,6 +117,10 @@ bench: setup ## Measure what docs/performance.md reports (BENCH_FOLDER=FOLDER ad
 bench-edge: setup ## Measure the edge's cost per request against plain Envoy
 	$(BIN)/python -m benchmarks.edge
 
+.PHONY: bench-ingest
+bench-ingest: setup ## Measure what taking documents in costs against embedding alone, and queries under it
+	$(BIN)/python -m benchmarks.ingest
+
 .PHONY: bench-keys
 bench-keys: setup ## Measure data-key releases at each KMS, and sealing against bare Cobblestone and AES-GCM
 	./scripts/install-test-packages.sh

@@ -1,37 +1,37 @@
 """One upload from its first byte to a searchable document, or to nothing.
 
-    resolve collection -> earlier document of the same key? -> permit -> receive -> pipeline
+    resolve collection -> earlier document of the same key? -> receive -> pipeline
     -> original written -> record and passages committed -> answered
 
-The call's context lives for seconds, so the rest runs under a permit of keyvault's, bound to this
-upload. Until the original is written nothing is stored. From there to the commit the work is a task
-of its own that a caller who leaves does not tear apart. What a crash or an unclear answer leaves
-between the two is settled later by `Originals.sweep`; an upload must never be answered before its
-commit.
+The call's context lives for seconds; what takes longer runs under a permit of keyvault's, bound to this
+upload (see standing). Until the original is written nothing is stored. From there to the commit the work
+is a task of its own that a caller who leaves does not tear apart. What a crash or an unclear answer
+leaves between the two is settled later by `Originals.sweep`; an upload must never be answered before
+its commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
-
 from services.common import ids
 from services.common.clock import Clock
-from services.common.context import Caller, acting_as, current_account, current_caller
+from services.common.context import acting_as, current_account
 from services.common.errors import DeadlineExceeded, Kind, SealcombError, invalid
 from services.ingest.budget import Reservation, UploadBudget
 from services.ingest.originals import Originals
 from services.ingest.pipeline import Processed
 from services.ingest.records import CollectionInfo, DocumentRecord, Passage, UploadHeader
+from services.ingest.standing import Permits, Standing
 
 DOCUMENT_TOO_LARGE = "DOCUMENT_TOO_LARGE"
 _PERMIT_MARGIN_S = 90
+# What is larger takes its time to be written.
+_LARGE_BYTES = 4 * 1024 * 1024
 # After these answers the record is certainly not there; after any other one it may be.
 _CERTAIN = frozenset(
     {
@@ -45,8 +45,6 @@ _CERTAIN = frozenset(
         Kind.UNAUTHENTICATED,
     }
 )
-
-_log = structlog.get_logger("uploads")
 
 
 class PassageWriter(Protocol):
@@ -62,16 +60,6 @@ class PassageWriter(Protocol):
         self, collection_id: str, record: DocumentRecord, passages: tuple[Passage, ...]
     ) -> DocumentRecord:
         """Commits a record with its passages; the record that is there now."""
-
-
-class Permits(Protocol):
-    """Permits for work that outlives its call."""
-
-    async def issue_permit(self, job_id: str, ttl_s: int) -> str:
-        """A permit of the current caller."""
-
-    async def end_permit(self, job_id: str) -> None:
-        """Ends it."""
 
 
 class DocumentPipeline(Protocol):
@@ -135,14 +123,9 @@ class Uploads:
             earlier = await self._passages.find(header.collection, header.idempotency_key)
             if earlier is not None:
                 return collection, earlier
-        job_id = ids.new_id()
-        permit = await self._permits.issue_permit(job_id, int(self._limits.total_s_max) + _PERMIT_MARGIN_S)
-        context = dataclasses.replace(current_caller().context, job_id=job_id)
-        with acting_as(Caller(context, permit)):
-            try:
-                return collection, await self._take_in(collection, header, parts)
-            finally:
-                self._spawn(self._end_permit(job_id))
+        ttl_s = int(self._limits.total_s_max) + _PERMIT_MARGIN_S
+        with Standing(self._permits, self._clock, ttl_s, self._spawn) as standing:
+            return collection, await self._take_in(collection, header, parts, standing)
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for commits that are on their way."""
@@ -150,7 +133,11 @@ class Uploads:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def _take_in(
-        self, collection: CollectionInfo, header: UploadHeader, parts: AsyncIterator[bytes]
+        self,
+        collection: CollectionInfo,
+        header: UploadHeader,
+        parts: AsyncIterator[bytes],
+        standing: Standing,
     ) -> DocumentRecord:
         with self._budget.reserve(current_account()) as reservation:
             try:
@@ -163,10 +150,11 @@ class Uploads:
                     "the upload took too long; send it again", reason="UPLOAD_TOO_SLOW"
                 ) from None
             record = self._record(collection, header, processed, size_bytes)
-            # Cancelled half way, a commit would be neither done nor undone.
-            return await asyncio.shield(
-                self._spawn(self._commit(collection, record, processed.passages, received))
-            )
+            with acting_as(await standing.caller(long=size_bytes > _LARGE_BYTES)):
+                # Cancelled half way, a commit would be neither done nor undone.
+                return await asyncio.shield(
+                    self._spawn(self._commit(collection, record, processed.passages, received))
+                )
 
     async def _receive(self, parts: AsyncIterator[bytes], reservation: Reservation) -> list[bytes]:
         received: list[bytes] = []
@@ -237,13 +225,6 @@ class Uploads:
             # Another upload with the same idempotency key was faster.
             await self._originals.discard(object_key)
         return stored
-
-    async def _end_permit(self, job_id: str) -> None:
-        try:
-            await self._permits.end_permit(job_id)
-        except SealcombError as error:
-            # It ends by itself soon.
-            _log.info("a permit was not ended", job_id=job_id, reason=error.reason)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

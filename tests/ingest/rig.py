@@ -88,6 +88,8 @@ class FakeKeyvault(kv_stubs.KeyReleaseServiceServicer):
 
     async def IssuePermit(self, request: kv.IssuePermitRequest, _context: Any) -> kv.IssuePermitResponse:
         """A permit as keyvault signs it."""
+        if current_account() in self.suspended:
+            raise PermissionDenied("the account is suspended", reason="ACCOUNT_SUSPENDED")
         now = SystemClock().now_s()
         self.permits[request.job_id] = True
         context = replace(

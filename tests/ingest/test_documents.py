@@ -18,7 +18,9 @@ from sealcomb.internal.v1 import passage_service_pb2 as ps
 from sealcomb.v1 import document_service_pb2 as docs
 from sealcomb.v1 import document_service_pb2_grpc as docs_stubs
 from services.common import ids
+from services.common.clock import SystemClock
 from services.common.errors import NotFound, Unavailable
+from services.ingest.standing import LEFT_S_MIN
 from tests.ingest.rig import (
     ACCOUNT,
     DOWNLOAD,
@@ -98,11 +100,48 @@ async def test_a_document_of_many_chunks_comes_back_byte_for_byte(rig: Rig) -> N
     assert (await rig.download("notes", made.id))[1] == content
 
 
-async def test_originals_are_sealed_and_the_commit_runs_under_a_permit_that_is_ended(rig: Rig) -> None:
+async def test_a_short_upload_is_committed_under_its_own_context(rig: Rig) -> None:
+    await rig.upload(PROSE)
+    assert rig.vectorstore.put_methods == [""]
+    assert rig.keyvault.permits == {}
+
+
+async def test_an_upload_of_much_or_at_its_contexts_end_is_committed_under_a_permit(rig: Rig) -> None:
+    """What may outlive its context in the middle of a commit never goes on under it."""
+    await rig.upload(b"word " * 1_000_000)
+    await rig.upload(PROSE, context={"expires_s": SystemClock().now_s() + LEFT_S_MIN - 1})
+    assert rig.vectorstore.put_methods == ["ingest", "ingest"]
+    await eventually(lambda: list(rig.keyvault.permits.values()) == [False, False])
+
+
+async def test_a_permit_is_asked_for_while_the_context_still_holds(rig: Rig) -> None:
+    async def slow() -> AsyncIterator[docs.UploadDocumentRequest]:
+        yield _header()
+        # Far past the context, which keyvault no longer takes then.
+        await asyncio.sleep(1.6)
+        yield _chunk()
+
+    expires_s = SystemClock().now_s() + LEFT_S_MIN + 0.5
+    async with rig.channel() as channel:
+        metadata = rig.metadata(UPLOAD, expires_s=expires_s)
+        await docs_stubs.DocumentServiceStub(channel).UploadDocument(slow(), metadata=metadata)
+    assert rig.vectorstore.put_methods == ["ingest"]
+
+
+async def test_without_permits_an_upload_that_is_late_is_refused(rig: Rig) -> None:
+    """The twin: its own context carries it no further."""
+    rig.keyvault.suspended.add(ACCOUNT)
+    code, reason, _fields = await _refusal(
+        rig.upload(PROSE, context={"expires_s": SystemClock().now_s() + LEFT_S_MIN - 1})
+    )
+    assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "ACCOUNT_SUSPENDED")
+    assert rig.objects == []
+    await rig.upload(PROSE)
+
+
+async def test_originals_are_sealed(rig: Rig) -> None:
     """F-like: nothing of a document, its name or its metadata is readable below the service's folder."""
     await rig.upload(PROSE, name="secretname.txt", metadata=_struct({"k": "secretvalue"}))
-    assert rig.vectorstore.put_methods == ["ingest"]
-    await eventually(lambda: list(rig.keyvault.permits.values()) == [False])
     for folder in (rig.folder / "objects", rig.folder):
         for path in folder.rglob("*"):
             if path.is_file():
@@ -213,7 +252,8 @@ async def test_an_upload_that_is_cancelled_midway_leaves_nothing(rig: Rig) -> No
         await asyncio.sleep(60)
 
     async with rig.channel() as channel:
-        call = docs_stubs.DocumentServiceStub(channel).UploadDocument(half(), metadata=rig.metadata(UPLOAD))
+        metadata = rig.metadata(UPLOAD, expires_s=SystemClock().now_s() + LEFT_S_MIN - 1)
+        call = docs_stubs.DocumentServiceStub(channel).UploadDocument(half(), metadata=metadata)
         await eventually(lambda: any(rig.keyvault.permits.values()))
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
