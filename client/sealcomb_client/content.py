@@ -213,6 +213,27 @@ class Points:
         )
         return self._transport.unary(self._stub.Query, request, timeout_s=timeout_s).hits
 
+    def explain(
+        self,
+        collection: str,
+        vector: Iterable[float] | bytes,
+        *,
+        top_k: int = 10,
+        filter: FilterLike = None,  # noqa: A002
+        ef: int = 0,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> vectors_pb.QueryResponse:
+        """The same query with how its points were found and what it took."""
+        request = vectors_pb.QueryRequest(
+            collection=collection,
+            vector_f32=vector_bytes(vector),
+            top_k=top_k,
+            filter=filter_of(filter),
+            ef=ef,
+            explain=True,
+        )
+        return self._transport.unary(self._stub.Query, request, timeout_s=timeout_s)
+
     def query_batch(
         self, collection: str, queries: Iterable[vectors_pb.QueryRequest], *, timeout_s: float = _TIMEOUT_S
     ) -> Sequence[vectors_pb.QueryResponse]:

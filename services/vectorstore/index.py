@@ -1,10 +1,7 @@
 """The vector index of one collection: exact while small, HNSW with an exact tail when large.
 
-The only module that knows hnswlib, and what it must never do with it (each seen to crash or to
-lose data): query an index while it is resized or saved, add to an index that serves queries, ask it
-for more neighbours than it has, load bytes that were not authenticated. So a graph is built once,
-in another thread, from rows that never change, and then serves queries; deletions only mark it.
-Rows that came later are scanned exactly, until they are many enough for a new graph.
+A graph (graph.py) is built in another thread from rows that never change, and then serves queries; it must
+never be added to. Rows that came later are scanned exactly, until they are many enough for a new graph.
 
 A row is a number that is given once and never again; the rows of deleted points are wiped at once
 in the matrix, in the graph when it is next built.
@@ -12,27 +9,11 @@ in the matrix, in the graph when it is next built.
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-
-import hnswlib
 import numpy as np
 
 from services.vectorstore.arrays import Growable
-from services.vectorstore.nearest import Found, Mask, Metric, Rows, Sight, Vectors, lengths_of, unit
-from services.vectorstore.shape import (
-    EF_CONSTRUCTION,
-    BadShape,
-    M,
-    Shape,
-    index_bytes,
-    pack,
-    shape_of,
-    unpack,
-)
+from services.vectorstore.graph import Graph, GraphPlan, build_graph, unpack_graph
+from services.vectorstore.nearest import Found, Mask, Metric, Rows, Sight, Vectors, lengths_of
 
 __all__ = [
     "Found",
@@ -50,132 +31,11 @@ __all__ = [
 FLAT_MAX = 8_000
 _TAIL_MIN = 2_000
 _DEAD_SHARE_MAX = 0.3
-_BUILD_BATCH = 256
-_GRAPH_BYTES_A_ROW = 4 * (2 * M + 2) + 48
-
-
-@dataclass(frozen=True, slots=True)
-class GraphPlan:
-    """What a graph is to be built from; safe to use in another thread."""
-
-    metric: Metric
-    vectors: Vectors
-    rows: Rows
-    until: int
-
-
-class Graph:
-    """An HNSW graph over rows that were alive when it was planned; its labels are the rows.
-
-    `rows` are those of its elements in their order, -1 for those that were dead when it was loaded.
-    """
-
-    def __init__(self, index: hnswlib.Index, shape: Shape, rows: Rows, until: int) -> None:
-        self._index = index
-        self._shape = shape
-        self.rows = rows
-        self.until = until
-        self.dead = int(np.count_nonzero(rows < 0))
-        # `ef` belongs to the index, not to a query, and queries of several threads overlap.
-        self._lock = threading.Lock()
-        self._frontiers: list[int] = []
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that the graph holds, about."""
-        rows = len(self.rows) * (int(self._index.dim) * 4 + _GRAPH_BYTES_A_ROW)
-        return rows + 65_536 * 40 + self._shape.size_bytes
-
-    def remove(self, rows: Rows) -> None:
-        """Marks rows that the graph has as deleted."""
-        for row in rows.tolist():
-            self._index.mark_deleted(row)
-        self.dead += len(rows)
-
-    def pack(self, live: Mask) -> bytes:
-        """The graph without its vectors, for a collection whose living rows are numbered anew from 0.
-
-        Nothing where none of its rows lives.
-        """
-        there = (self.rows >= 0) & live[self.rows]
-        if not there.any():
-            return b""
-        rows = np.where(there, (np.cumsum(live) - 1)[self.rows], -1)
-        return pack(self._shape, rows, int(np.count_nonzero(live[: self.until])))
-
-    def search(self, query: Vectors, k: int, ef: int, allowed: Mask | None) -> Rows | None:
-        """The nearest rows; None where the walk found fewer than it was asked for."""
-        k = min(k, len(self.rows) - self.dead)
-        if k <= 0:
-            return np.empty(0, np.int64)
-        ef = max(ef, k)
-        # bytes.__getitem__ is the cheapest callback there is.
-        wanted = None if allowed is None else allowed.tobytes().__getitem__
-        with self._lock:
-            self._frontiers.append(ef)
-            self._index.set_ef(max(self._frontiers))
-        try:
-            labels, _distances = self._index.knn_query(query, k, num_threads=1, filter=wanted)
-        except RuntimeError:
-            return None
-        finally:
-            with self._lock:
-                self._frontiers.remove(ef)
-        return np.asarray(labels[0], np.int64)
-
-
-def build_graph(plan: GraphPlan, stop: threading.Event) -> Graph | None:
-    """Builds a graph; blocks for seconds, so call it in a thread. None if stopped."""
-    index = hnswlib.Index(_space(plan.metric), plan.vectors.shape[1])
-    index.init_index(max(1, len(plan.rows)), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
-    for start in range(0, len(plan.rows), _BUILD_BATCH):
-        if stop.is_set():
-            return None
-        rows = plan.rows[start : start + _BUILD_BATCH]
-        vectors = plan.vectors[rows]
-        if plan.metric is Metric.COSINE:
-            vectors = unit(vectors)
-        index.add_items(vectors, rows, num_threads=1)
-    return Graph(index, _shape(index, plan.rows), plan.rows, plan.until)
 
 
 def load_graph(raw: memoryview, into: VectorIndex) -> Graph:
-    """A graph that `pack` gave, for an index that has its rows; in a thread. Raises BadShape."""
-    shape, rows, until = unpack(raw)
-    if until > into.rows or not (rows >= 0).any():
-        raise BadShape
-    vectors = into.vectors(rows)
-    if into.metric is Metric.COSINE:
-        vectors = unit(vectors)
-    index = hnswlib.Index(_space(into.metric), into.dimension)
-    with _memory(index_bytes(shape, rows, into.rows, vectors)) as path:
-        index.load_index(path, max_elements=len(rows))
-    return Graph(index, shape, rows, until)
-
-
-def _space(metric: Metric) -> str:
-    return "l2" if metric is Metric.L2 else "ip"
-
-
-def _shape(index: hnswlib.Index, rows: Rows) -> Shape:
-    with _memory(()) as path:
-        index.save_index(path)
-        with open(path, "rb") as file:
-            return shape_of(memoryview(file.read()), rows)
-
-
-@contextmanager
-def _memory(parts: Iterable[bytes]) -> Iterator[str]:
-    """A path that hnswlib can save to and load from, and that is on no disk."""
-    descriptor = os.memfd_create("graph", os.MFD_CLOEXEC)
-    try:
-        for part in parts:
-            view = memoryview(part)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+    """A graph that `Graph.pack` gave, for an index that has its rows; in a thread. Raises BadShape."""
+    return unpack_graph(raw, into.metric, into.every_vector)
 
 
 class VectorIndex:
@@ -252,6 +112,11 @@ class VectorIndex:
         """The vectors of rows, as they were given."""
         taken: Vectors = self._vectors.view()[rows]
         return taken
+
+    @property
+    def every_vector(self) -> Vectors:
+        """The vectors of all rows."""
+        return self._vectors.view()
 
     def freeze(self) -> tuple[Vectors, Mask]:
         """The present vectors and who lives, which stay as they are for another thread until `thaw`."""

@@ -33,9 +33,9 @@ _COUNT_BITS = 16
 _COUNT_MAX = (1 << _COUNT_BITS) - 1
 _WORD_CHARS_MAX = 64
 _QUERY_TERMS_MAX = 512
-# What a search costs by row of the collection and by posting that it reads, estimated.
+# What a search costs by row of the collection and by posting that it reads (`python -m benchmarks.costs`).
 _ROW_MS = 5e-6
-_POSTING_MS = 2e-5
+_POSTING_MS = 7e-6
 _WORD = re.compile(r"\w+")
 _STOP_WORDS = frozenset(
     re.findall(

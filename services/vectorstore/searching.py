@@ -6,7 +6,7 @@ import asyncio
 import enum
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from services.vectorstore.documents import DocumentState
 from services.vectorstore.filters import Filter, count
 from services.vectorstore.fusion import DEPTH, fuse
 from services.vectorstore.index import Found, Mask, Vectors
+from services.vectorstore.nearest import Work
 from services.vectorstore.operations import Document, Passage
 from services.vectorstore.residency import Use
 from services.vectorstore.state import Point, State
@@ -42,6 +43,15 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The hits of a query, how they were found, and about how long that took a core."""
+
+    hits: list[Hit]
+    work: Work | None
+    cost_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class PassageHit:
     """A passage that was found."""
 
@@ -50,7 +60,7 @@ class PassageHit:
     score: float
 
 
-# What a condition of a filter costs by row, estimated.
+# What a condition of a filter costs by row (`python -m benchmarks.costs`).
 _CONDITION_MS = 5e-6
 # A search that takes longer goes to a thread, so that it holds no other call up.
 _INLINE_MS = 1.0
@@ -90,14 +100,15 @@ class Finder:
         self._threads = threads
         self._waiting = 0
 
-    async def query(self, use: Use, wanted: Wanted) -> list[Hit]:
+    async def query(self, use: Use, wanted: Wanted) -> Answer:
         """The nearest points that match."""
         state, found = await self._found(use, lambda state: _plan_query(state, wanted))
         vectors = state.index.vectors(found.rows) if wanted.with_vectors else None
-        return [
+        hits = [
             Hit(state.point(row), score, None if vectors is None else vectors[place])
             for place, (row, score) in enumerate(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
         ]
+        return Answer(hits, found.work, found.cost_ms)
 
     async def search_passages(self, use: Use, wanted: WantedPassages) -> list[PassageHit]:
         """The best passages of documents that match and may be seen."""
@@ -153,15 +164,15 @@ def _plan_query(state: State, wanted: Wanted) -> tuple[_Search, float]:
     look = state.look()
     sight = state.index.sight(look.live)
     cost_ms = sight.cost_ms(wanted.k, wanted.ef, wanted.condition is not None)
-    if wanted.condition is not None:
-        cost_ms += count(wanted.condition) * len(look.live) * _CONDITION_MS
+    filter_ms = count(wanted.condition) * len(look.live) * _CONDITION_MS if wanted.condition else 0.0
 
     def search() -> Found:
         if not look.live.any():
             return _NOTHING
-        return sight.search(wanted.vector, wanted.k, wanted.ef, state.seen(look, wanted.condition))
+        found = sight.search(wanted.vector, wanted.k, wanted.ef, state.seen(look, wanted.condition))
+        return replace(found, cost_ms=found.cost_ms + filter_ms)
 
-    return search, cost_ms
+    return search, cost_ms + filter_ms
 
 
 def _plan_passages(state: State, wanted: WantedPassages) -> tuple[_Search, float]:

@@ -195,8 +195,8 @@ class Space:
         """The ids of the nearest points."""
         use = await self.use(name)
         wanted = Wanted(np.array(vector, np.float32), k, 0, condition, with_vectors=False)
-        hits = await self.node.finder.query(use, wanted)
-        return [hit.point.id for hit in hits]
+        answer = await self.node.finder.query(use, wanted)
+        return [hit.point.id for hit in answer.hits]
 
     async def contents(self, name: str = "things") -> dict[str, tuple[bytes, bytes, str]]:
         """All points: vector, metadata, text."""

@@ -158,7 +158,7 @@ async def test_filters_words_and_counts_are_the_same_in_a_thread(
         points = await node.finder.query(await space.use(), Wanted(vector_of("q", 4), 5, 0, red, True))
         _state, mask = await node.finder.matching(await space.use(), red)
         assert mask is not None
-        found = [(hit.point.id, hit.score) for hit in points], np.flatnonzero(mask).tolist()
+        found = [(hit.point.id, hit.score) for hit in points.hits], np.flatnonzero(mask).tolist()
         passages = []
         for mode in Mode:
             for principals in ([], ["a"]):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.vectorstore import graph as graph_module
 from services.vectorstore import index as index_module
 from services.vectorstore import shape, upkeep
 from services.vectorstore.index import Graph, Metric, VectorIndex, build_graph, load_graph
@@ -76,7 +77,7 @@ def test_f7_a_packed_graph_holds_no_vector() -> None:
     index.remove(np.array([7]))
     assert isinstance(index.graph, Graph)
     packed = index.graph.pack(index.live)
-    with index_module._memory(()) as path:
+    with graph_module._memory(()) as path:
         index.graph._index.save_index(path)
         raw = Path(path).read_bytes()
     for row in (7, 8):

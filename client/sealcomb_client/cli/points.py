@@ -75,6 +75,7 @@ def list_(session: Session, collection: str, condition: dict[str, Any] | None) -
 @click.argument("vector")
 @click.option("--top-k", "-k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--with-vectors", is_flag=True)
+@click.option("--explain", is_flag=True, help="Print how the points are found, instead of them.")
 @FILTER
 def query(
     session: Session,
@@ -82,9 +83,16 @@ def query(
     vector: str,
     top_k: int,
     with_vectors: bool,
+    explain: bool,
     condition: dict[str, Any] | None,
 ) -> None:
     """Find the points nearest to VECTOR, a JSON array of numbers."""
+    if explain:
+        answer = session.client.points.explain(
+            collection, _parse_vector(vector), top_k=top_k, filter=condition
+        )
+        session.output.value({"cost": answer.cost, **json_format.MessageToDict(answer.explanation)})
+        return
     hits = session.client.points.query(
         collection, _parse_vector(vector), top_k=top_k, filter=condition, with_vectors=with_vectors
     )

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sealcomb.v1 import filter_pb2 as _filter_pb2
 import builtins as _builtins
 import sys
@@ -509,6 +510,7 @@ class QueryRequest(_message.Message):
     WITH_VECTORS_FIELD_NUMBER: _builtins.int
     WITH_METADATA_FIELD_NUMBER: _builtins.int
     WITH_TEXT_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     vector_f32: _builtins.bytes
     top_k: _builtins.int
@@ -518,6 +520,8 @@ class QueryRequest(_message.Message):
     with_vectors: _builtins.bool
     with_metadata: _builtins.bool
     with_text: _builtins.bool
+    explain: _builtins.bool
+    """Say in the answer how the points were found."""
     @_builtins.property
     def vector(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -534,10 +538,11 @@ class QueryRequest(_message.Message):
         with_vectors: _builtins.bool = ...,
         with_metadata: _builtins.bool = ...,
         with_text: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ef", b"ef", "filter", b"filter", "top_k", b"top_k", "vector", b"vector", "vector_f32", b"vector_f32", "with_metadata", b"with_metadata", "with_text", b"with_text", "with_vectors", b"with_vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ef", b"ef", "explain", b"explain", "filter", b"filter", "top_k", b"top_k", "vector", b"vector", "vector_f32", b"vector_f32", "with_metadata", b"with_metadata", "with_text", b"with_text", "with_vectors", b"with_vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,20 +586,98 @@ class QueryResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HITS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    cost: _builtins.float
+    """What the query took, in calls: 1, and 1 more for each millisecond of a core by its kind of work."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]: ...
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """If it was asked for."""
+
     def __init__(
         self,
         *,
         hits: _abc.Iterable[Global___Hit] | None = ...,
+        cost: _builtins.float = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "explanation", b"explanation", "hits", b"hits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryResponse: _TypeAlias = QueryResponse  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """How the nearest points were found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Strategy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Explanation._Strategy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STRATEGY_UNSPECIFIED: Explanation._Strategy.ValueType  # 0
+        STRATEGY_EXACT_ALL: Explanation._Strategy.ValueType  # 1
+        """Every point was compared."""
+        STRATEGY_EXACT_MATCHES: Explanation._Strategy.ValueType  # 2
+        """Every point that matches the filter was compared."""
+        STRATEGY_HNSW: Explanation._Strategy.ValueType  # 3
+        """The graph was walked, and the points that it does not have yet compared."""
+        STRATEGY_HNSW_FILTERED: Explanation._Strategy.ValueType  # 4
+        """The same, asking about each point on the way whether it matches the filter."""
+
+    class Strategy(_Strategy, metaclass=_StrategyEnumTypeWrapper): ...
+    STRATEGY_UNSPECIFIED: Explanation.Strategy.ValueType  # 0
+    STRATEGY_EXACT_ALL: Explanation.Strategy.ValueType  # 1
+    """Every point was compared."""
+    STRATEGY_EXACT_MATCHES: Explanation.Strategy.ValueType  # 2
+    """Every point that matches the filter was compared."""
+    STRATEGY_HNSW: Explanation.Strategy.ValueType  # 3
+    """The graph was walked, and the points that it does not have yet compared."""
+    STRATEGY_HNSW_FILTERED: Explanation.Strategy.ValueType  # 4
+    """The same, asking about each point on the way whether it matches the filter."""
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    VISITED_FIELD_NUMBER: _builtins.int
+    EF_FIELD_NUMBER: _builtins.int
+    WALK_GIVEN_UP_FIELD_NUMBER: _builtins.int
+    strategy: Global___Explanation.Strategy.ValueType
+    matches: _builtins.int
+    """Points that match the filter; all points where there is none."""
+    compared: _builtins.int
+    """Points compared one by one."""
+    visited: _builtins.int
+    """Points that a walk with a filter asked about."""
+    ef: _builtins.int
+    """The frontier of the walk; 0 where there was none."""
+    walk_given_up: _builtins.bool
+    """A walk came first and was given up: it took too long, or the matches lie elsewhere than near the query."""
+    def __init__(
+        self,
+        *,
+        strategy: Global___Explanation.Strategy.ValueType = ...,
+        matches: _builtins.int = ...,
+        compared: _builtins.int = ...,
+        visited: _builtins.int = ...,
+        ef: _builtins.int = ...,
+        walk_given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "ef", b"ef", "matches", b"matches", "strategy", b"strategy", "visited", b"visited", "walk_given_up", b"walk_given_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class QueryBatchRequest(_message.Message):
@@ -626,16 +709,20 @@ class QueryBatchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    cost: _builtins.float
+    """That of all queries together."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryResponse]: ...
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___QueryResponse] | None = ...,
+        cost: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

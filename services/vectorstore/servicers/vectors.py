@@ -18,6 +18,7 @@ from services.vectorstore import editing, writing
 from services.vectorstore.catalog import Catalog
 from services.vectorstore.filters import Filter
 from services.vectorstore.index import Mask, Vectors
+from services.vectorstore.nearest import Strategy, Work
 from services.vectorstore.residency import Residency, Use
 from services.vectorstore.searching import Finder, Wanted
 from services.vectorstore.servicers import batches, convert
@@ -25,6 +26,12 @@ from services.vectorstore.servicers.stream import UpsertStream
 from services.vectorstore.state import State
 
 _LISTING = "points"
+_STRATEGIES = {
+    Strategy.EXACT_ALL: pb.Explanation.STRATEGY_EXACT_ALL,
+    Strategy.EXACT_MATCHES: pb.Explanation.STRATEGY_EXACT_MATCHES,
+    Strategy.WALK: pb.Explanation.STRATEGY_HNSW,
+    Strategy.WALK_MATCHES: pb.Explanation.STRATEGY_HNSW_FILTERED,
+}
 _QUERIES_MAX = 256
 # Frontiers of all queries of a batch together: bounds what one call can cost.
 _BATCH_EF_MAX = 64 * 1024
@@ -143,7 +150,7 @@ class VectorPoints(VectorServiceServicer):
             if query.collection not in ("", request.collection):
                 raise invalid(f"queries[{position}].collection", "must be empty or the batch's own")
         use = await self._use(request.collection)
-        response = pb.QueryBatchResponse()
+        response = pb.QueryBatchResponse(cost=1.0)
         total = 0
         for query in request.queries:
             result = await self._query(use, query)
@@ -151,6 +158,7 @@ class VectorPoints(VectorServiceServicer):
             if total > _ANSWER_BYTES_MAX * 16:
                 raise invalid("queries", "have more hits than one answer can hold; ask for less")
             response.results.append(result)
+            response.cost += result.cost - 1.0
             # Other calls get their turn between two queries.
             await asyncio.sleep(0)
         return response
@@ -165,9 +173,12 @@ class VectorPoints(VectorServiceServicer):
         vector = convert.vector(
             request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
         )
-        hits = await self._finder.query(use, Wanted(vector, k, ef, _condition(request), request.with_vectors))
-        response = pb.QueryResponse()
-        for hit in hits:
+        wanted = Wanted(vector, k, ef, _condition(request), request.with_vectors)
+        answer = await self._finder.query(use, wanted)
+        response = pb.QueryResponse(cost=1.0 + answer.cost_ms)
+        if request.explain and answer.work is not None:
+            response.explanation.CopyFrom(_explanation(answer.work))
+        for hit in answer.hits:
             message = response.hits.add(id=hit.point.id, score=hit.score)
             if hit.vector is not None:
                 message.vector_f32 = _raw(hit.vector)
@@ -182,6 +193,17 @@ def _condition(
     request: pb.ListPointsRequest | pb.DeletePointsRequest | pb.CountPointsRequest | pb.QueryRequest,
 ) -> Filter | None:
     return convert.filter_of(request.filter) if request.HasField("filter") else None
+
+
+def _explanation(work: Work) -> pb.Explanation:
+    return pb.Explanation(
+        strategy=_STRATEGIES[work.strategy],
+        matches=work.matches,
+        compared=work.compared,
+        visited=work.visited,
+        ef=work.ef,
+        walk_given_up=work.given_up,
+    )
 
 
 def _listed(state: State, after: str, allowed: Mask | None) -> Iterator[int]:
