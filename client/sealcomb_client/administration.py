@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from sealcomb.v1 import (
     account_service_pb2 as accounts_pb,
@@ -198,7 +198,11 @@ class AuditLog:
 
 
 class Accounts:
-    """AccountService; needs an operator token."""
+    """AccountService; needs an operator token for all but an account's own usage.
+
+    Quotas are written `{"calls_per_day": 1000, "bytes_per_month": 10**9}`: of calls, points, documents
+    and bytes, per day and per month; 0 removes one.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -210,12 +214,16 @@ class Accounts:
         *,
         calls_per_second: float | None = None,
         burst: int | None = None,
+        calls_in_flight: int | None = None,
+        quotas: Mapping[str, int] | None = None,
         idempotency_key: str = "",
         timeout_s: float = _TIMEOUT_S,
     ) -> accounts_pb.CreateAccountResponse:
         """A new account and its first admin token, which is shown only here."""
         request = accounts_pb.CreateAccountRequest(
-            name=name, limits=_limits(calls_per_second, burst), idempotency_key=idempotency_key
+            name=name,
+            limits=_limits(calls_per_second, burst, calls_in_flight, quotas),
+            idempotency_key=idempotency_key,
         )
         return self._transport.unary(
             self._stub.CreateAccount, request, timeout_s=timeout_s, safe=False, operator=True
@@ -246,12 +254,14 @@ class Accounts:
         *,
         calls_per_second: float | None = None,
         burst: int | None = None,
+        calls_in_flight: int | None = None,
+        quotas: Mapping[str, int] | None = None,
         suspended: bool | None = None,
         timeout_s: float = _TIMEOUT_S,
     ) -> accounts_pb.Account:
         """Changes limits, or suspends and resumes; what is None stays."""
         request = accounts_pb.UpdateAccountRequest(
-            id=id, limits=_limits(calls_per_second, burst), suspended=suspended
+            id=id, limits=_limits(calls_per_second, burst, calls_in_flight, quotas), suspended=suspended
         )
         return self._transport.unary(
             self._stub.UpdateAccount, request, timeout_s=timeout_s, operator=True
@@ -264,8 +274,32 @@ class Accounts:
             self._stub.DeleteAccount, request, timeout_s=timeout_s, safe=False, operator=True
         ).receipt
 
+    def usage(
+        self,
+        id: str = "",  # noqa: A002
+        *,
+        days: int = 0,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> accounts_pb.GetUsageResponse:
+        """What an account used by the day, 30 days back if not said; the caller's own without an id."""
+        request = accounts_pb.GetUsageRequest(id=id, days=days)
+        return self._transport.unary(self._stub.GetUsage, request, timeout_s=timeout_s, operator=bool(id))
 
-def _limits(calls_per_second: float | None, burst: int | None) -> accounts_pb.Limits | None:
-    if calls_per_second is None and burst is None:
+
+def _limits(
+    calls_per_second: float | None,
+    burst: int | None,
+    calls_in_flight: int | None,
+    quotas: Mapping[str, int] | None,
+) -> accounts_pb.Limits | None:
+    if calls_per_second is None and burst is None and calls_in_flight is None and not quotas:
         return None
-    return accounts_pb.Limits(calls_per_second=calls_per_second, burst=burst)
+    limits = accounts_pb.Limits(
+        calls_per_second=calls_per_second, burst=burst, calls_in_flight=calls_in_flight
+    )
+    for name, value in (quotas or {}).items():
+        what, _, period = name.partition("_per_")
+        if period not in ("day", "month") or what not in accounts_pb.Quota.DESCRIPTOR.fields_by_name:
+            raise ValueError(f"there is no quota named {name}")
+        setattr(limits.per_day if period == "day" else limits.per_month, what, value)
+    return limits

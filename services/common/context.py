@@ -74,6 +74,8 @@ class CallContext:
     bearer: str = ""
     # The only collections of a permit, by id: a permit is kept, so it holds no names.
     collection_ids: tuple[str, ...] = ()
+    # How many calls of the account one service may have under way; 0: any number.
+    calls_in_flight: int = 0
 
 
 class ContextSigner:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 
 class Scope(enum.Enum):
-    """What a token may do. OPERATOR is not a scope of account tokens; ANY wants just a valid token."""
+    """What a token may do. OPERATOR is not a scope of account tokens; ANY wants just a valid token.
+
+    OPERATOR_OR_ADMIN takes an operator's token, or an account's with the admin scope.
+    """
 
     READ = "read"
     WRITE = "write"
@@ -20,6 +23,7 @@ class Scope(enum.Enum):
     AUDIT = "audit"
     ADMIN = "admin"
     OPERATOR = "operator"
+    OPERATOR_OR_ADMIN = "operator or admin"
     ANY = "any"
 
 
@@ -41,6 +45,7 @@ class PublicMethod:
 
     `audience` are the services that see its context: the owner and whom the owner calls.
     `timeout_s` bounds the call at the edge. `cost` is what it takes from the token buckets.
+    `uses` are the quotas, beside the one of calls, without which it is refused once they are used up.
     """
 
     path: str
@@ -49,6 +54,7 @@ class PublicMethod:
     audience: tuple[str, ...]
     timeout_s: float = 15.0
     cost: float = 1.0
+    uses: tuple[str, ...] = ()
 
     @property
     def reads(self) -> bool:
@@ -56,11 +62,45 @@ class PublicMethod:
         return self.path.rsplit("/", 1)[1].startswith(_READS)
 
 
+# What a call takes from the token buckets where it makes more work than an ordinary one.
+_COSTS = {
+    "AccountService/CreateAccount": 5.0,
+    "AccountService/DeleteAccount": 5.0,
+    "AuditService/ExportAccountEvents": 5.0,
+    "AuditService/ExportEvents": 5.0,
+    "CollectionService/CreateCollection": 2.0,
+    "CollectionService/DeleteCollection": 2.0,
+    "DocumentService/DownloadDocument": 2.0,
+    "DocumentService/UploadDocument": 2.0,
+    "IngestionService/CreateIngestion": 5.0,
+    "IngestionService/RetryIngestion": 5.0,
+    "SearchService/Search": 2.0,
+    "SearchService/SearchBatch": 5.0,
+    "VectorService/QueryBatch": 5.0,
+    "VectorService/UpdatePoints": 2.0,
+    "VectorService/Upsert": 2.0,
+    "VectorService/UpsertStream": 5.0,
+}
+_DOCUMENTS_USE = ("documents", "points", "bytes")
+_USES = {
+    "DocumentService/UploadDocument": _DOCUMENTS_USE,
+    "IngestionService/CreateIngestion": _DOCUMENTS_USE,
+    "IngestionService/RetryIngestion": _DOCUMENTS_USE,
+    "IngestionService/ResumeIngestion": _DOCUMENTS_USE,
+    "VectorService/Upsert": ("points", "bytes"),
+    "VectorService/UpsertStream": ("points", "bytes"),
+}
+
+
 def _methods(
     service: str, owner: str, audience: tuple[str, ...], methods: dict[str, Scope], timeout_s: float = 15.0
 ) -> dict[str, PublicMethod]:
-    paths = {f"/sealcomb.v1.{service}/{name}": scope for name, scope in methods.items()}
-    return {path: PublicMethod(path, owner, scope, audience, timeout_s) for path, scope in paths.items()}
+    made = {}
+    for name, scope in methods.items():
+        path, key = f"/sealcomb.v1.{service}/{name}", f"{service}/{name}"
+        cost, uses = _COSTS.get(key, 1.0), _USES.get(key, ())
+        made[path] = PublicMethod(path, owner, scope, audience, timeout_s, cost, uses)
+    return made
 
 
 _TO_VECTORS = (VECTORSTORE, KEYVAULT)
@@ -71,9 +111,13 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
         "AccountService",
         GATEWAY,
         (GATEWAY,),
-        dict.fromkeys(
-            ("CreateAccount", "GetAccount", "ListAccounts", "UpdateAccount", "DeleteAccount"), Scope.OPERATOR
-        ),
+        {
+            **dict.fromkeys(
+                ("CreateAccount", "GetAccount", "ListAccounts", "UpdateAccount", "DeleteAccount"),
+                Scope.OPERATOR,
+            ),
+            "GetUsage": Scope.OPERATOR_OR_ADMIN,
+        },
         30.0,
     ),
     **_methods(

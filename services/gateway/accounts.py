@@ -9,7 +9,7 @@ take effect here before keyvault is asked; their opposites after.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -24,7 +24,8 @@ from services.common.methods import ACCOUNT_SCOPES
 from services.common.sealing import DataKey
 from services.gateway.buckets import Limits
 from services.gateway.contexts import ContextMint
-from services.gateway.fields import check_idempotency_key, check_limit, check_name
+from services.gateway.fields import check_idempotency_key, check_name
+from services.gateway.limits import LimitChange, changed_columns, check_limits, quotas_after, request_parts
 from services.gateway.positions import decode_position, encode_position
 from services.gateway.profiles import KEY_IS_OFF, Profiles
 from services.gateway.records import ACTIVE, CREATING, DELETING, AccountRow, Taken, TokenRow
@@ -69,14 +70,8 @@ class Account:
     limits: Limits
     suspended: bool
     create_time_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class LimitChange:
-    """Limits to set; None leaves as it is."""
-
-    calls_per_second: float | None = None
-    burst: int | None = None
+    calls_in_flight: int
+    quotas: Mapping[str, int]
 
 
 class Accounts:
@@ -109,7 +104,7 @@ class Accounts:
     ) -> tuple[Account, Token | None]:
         """A new account and its first token; the earlier account, without a token, for a repeated key."""
         check_name("name", name)
-        _check_limits(limits)
+        check_limits(limits)
         check_idempotency_key(idempotency_key)
         tag, request_tag = self._tags(name, limits, idempotency_key)
         row = AccountRow(
@@ -119,6 +114,8 @@ class Accounts:
             suspended=False,
             calls_per_second=limits.calls_per_second,
             burst=limits.burst,
+            calls_in_flight=limits.calls_in_flight,
+            quotas=quotas_after({}, limits),
             idempotency_tag=tag,
             request_tag=request_tag,
         )
@@ -165,13 +162,12 @@ class Accounts:
 
     async def update(self, account_id: str, limits: LimitChange, suspended: bool | None) -> Account:
         """Changes limits, suspends or resumes, effective before it returns. Raises NotFound."""
-        _check_limits(limits)
+        check_limits(limits)
         row = await self._active(account_id)
         with self._acting_for(row.id):
             if limits != LimitChange():
                 await self._keyvault.record_event("account.limits", row.id)
-                new = {"calls_per_second": limits.calls_per_second, "burst": limits.burst}
-                await self._change(row.id, {name: value for name, value in new.items() if value is not None})
+                await self._change(row.id, changed_columns(row, limits))
             if suspended:
                 await self._change(row.id, {"suspended": True})
                 await self._keyvault.set_account_suspended(True)
@@ -206,7 +202,7 @@ class Accounts:
     ) -> tuple[bytes | None, bytes | None]:
         if not idempotency_key:
             return None, None
-        request = (name, repr(limits.calls_per_second), repr(limits.burst))
+        request = (name, *request_parts(limits))
         return self._pepper.tag("account", idempotency_key), self._pepper.tag("account-request", *request)
 
     async def _made_before(self, tag: bytes | None, request_tag: bytes | None) -> Account:
@@ -271,18 +267,21 @@ class Accounts:
         return acting_as(self._mint.for_keyvault(account, method, _actor()))
 
     def _view(self, row: AccountRow, name: str) -> Account:
-        return Account(row.id, name, self._sessions.limits_of(row), row.suspended, row.create_time_ms)
+        return Account(
+            row.id,
+            name,
+            self._sessions.limits_of(row),
+            row.suspended,
+            row.create_time_ms,
+            self._sessions.calls_in_flight_of(row),
+            row.quotas,
+        )
 
     def _now_ms(self) -> int:
         return int(self._clock.now_s() * 1000)
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.to_thread(work)
-
-
-def _check_limits(limits: LimitChange) -> None:
-    check_limit("limits.calls_per_second", limits.calls_per_second)
-    check_limit("limits.burst", limits.burst)
 
 
 def _actor() -> str:

@@ -13,14 +13,19 @@ from services.common.errors import (
     ResourceExhausted,
     SealcombError,
     Unauthenticated,
+    Unavailable,
 )
 from services.common.methods import EDGE_METHODS, PublicMethod, Scope
-from services.gateway.buckets import AddressFailures
+from services.gateway.buckets import ASK, AddressBuckets
 from services.gateway.contexts import REUSE_S, ContextMint
 from services.gateway.sessions import Grant, Session, Sessions
 from services.gateway.tokens import Pepper, has_token_form, id_in
+from services.gateway.usage.amounts import day_of
+from services.gateway.usage.meter import Meters
 
 _SCHEME = b"bearer "
+# How often a call looks again before it is told to come back.
+_TURNS_MAX = 20
 
 
 class Authorizer:
@@ -31,20 +36,32 @@ class Authorizer:
         sessions: Sessions,
         pepper: Pepper,
         mint: ContextMint,
-        failures: AddressFailures,
+        addresses: AddressBuckets,
+        failures: AddressBuckets,
+        meters: Meters,
         usage: UsageLog,
         clock: Clock,
     ) -> None:
         self._sessions = sessions
         self._pepper = pepper
         self._mint = mint
+        self._addresses = addresses
         self._failures = failures
+        self._meters = meters
         self._usage = usage
         self._clock = clock
 
     def admit(self, path: str, authorization: bytes | None, address: str) -> Grant | None:
         """The grant of a call, or None if deciding takes `admit_slowly`. Raises SealcombError to refuse."""
         method = _method(path)
+        wait_s = self._addresses.try_take(address, method.cost)
+        if wait_s:
+            raise ResourceExhausted(
+                "too many calls from this address; wait as long as the retry info says",
+                reason="ADDRESS_LIMITED",
+                quotas=[QuotaViolation("address", "calls per second")],
+                retry_after_s=wait_s,
+            )
         token = self._token(authorization, address)
         digest = self._pepper.digest(token)
         session = self._sessions.held(digest)
@@ -53,22 +70,31 @@ class Authorizer:
             try:
                 session = self._sessions.load(id_in(token), digest)
             except (Unauthenticated, PermissionDenied):
-                self._failures.count(address)
+                self._failures.take(address)
                 raise
             if session is None:
                 return None
         return self._grant(session, method)
 
     async def admit_slowly(self, path: str, authorization: bytes | None, address: str) -> Grant:
-        """The grant of a call whose token must be opened first. Raises SealcombError to refuse."""
+        """The grant of a call that `admit` could not decide. Raises SealcombError to refuse."""
         method = _method(path)
         token = self._token(authorization, address)
-        try:
-            session = await self._sessions.load_slowly(id_in(token), self._pepper.digest(token))
-        except (Unauthenticated, PermissionDenied):
-            self._failures.count(address)
-            raise
-        return self._grant(session, method)
+        digest = self._pepper.digest(token)
+        for _ in range(_TURNS_MAX):
+            session = self._sessions.held(digest)
+            if session is None:
+                try:
+                    session = await self._sessions.load_slowly(id_in(token), digest)
+                except (Unauthenticated, PermissionDenied):
+                    self._failures.take(address)
+                    raise
+            grant = self._grant(session, method)
+            if grant is not None:
+                return grant
+            # Looked up again afterwards: the token may be revoked meanwhile.
+            await _ask(session, method.cost, self._clock.monotonic_s())
+        raise Unavailable("the account's limits are changing; try again", retry_after_s=1.0)
 
     def _token(self, authorization: bytes | None, address: str) -> bytes:
         if authorization is None:
@@ -83,7 +109,7 @@ class Authorizer:
 
     def _failed(self, address: str, message: str, reason: str) -> SealcombError:
         self._check_failures(address)
-        self._failures.count(address)
+        self._failures.take(address)
         return Unauthenticated(message, reason=reason)
 
     def _check_failures(self, address: str) -> None:
@@ -96,23 +122,36 @@ class Authorizer:
                 retry_after_s=wait_s,
             )
 
-    def _grant(self, session: Session, method: PublicMethod) -> Grant:
+    def _grant(self, session: Session, method: PublicMethod) -> Grant | None:
         now_s = self._clock.now_s()
         identity = session.identity
         if now_s >= identity.expires_s:
             raise Unauthenticated("the token has expired; use another", reason="TOKEN_EXPIRED")
         monotonic_s = self._clock.monotonic_s()
-        _take(session, method.cost, monotonic_s)
+        meter = session.meter
         minute = int(now_s // 60)
         if minute != session.used_minute:
             session.used_minute = minute
             self._usage.note(identity.token_id, minute * 60_000)
-        grant = session.grants.get(method.path)
-        if grant is None or monotonic_s >= grant.until_s:
-            _check_scope(session, method)
-            until_s = monotonic_s + min(REUSE_S, identity.expires_s - now_s)
-            grant = Grant(identity.account, self._mint.for_call(identity, method), until_s)
-            session.grants[method.path] = grant
+            if meter is not None and day_of(now_s) > meter.day:
+                self._meters.turn(meter, day_of(now_s))
+        try:
+            if meter is not None:
+                meter.admit(method, now_s)
+            if not _take(session, method.cost, monotonic_s):
+                return None
+            grant = session.grants.get(method.path)
+            if grant is None or monotonic_s >= grant.until_s:
+                _check_scope(session, method)
+                until_s = monotonic_s + min(REUSE_S, identity.expires_s - now_s)
+                grant = Grant(identity.account, self._mint.for_call(identity, method), until_s)
+                session.grants[method.path] = grant
+        except SealcombError:
+            if meter is not None:
+                meter.pending.refusals += 1
+            raise
+        if meter is not None:
+            meter.pending.calls += 1
         return grant
 
 
@@ -144,21 +183,28 @@ def _check_scope(session: Session, method: PublicMethod) -> None:
     needed = method.scope
     if needed is Scope.ANY:
         return
-    is_operator = not session.identity.account
-    if needed.value not in session.identity.scopes or is_operator != (needed is Scope.OPERATOR):
+    identity = session.identity
+    if needed is Scope.OPERATOR_OR_ADMIN:
+        needed = Scope.ADMIN if identity.account else Scope.OPERATOR
+    is_operator = not identity.account
+    if needed.value not in identity.scopes or is_operator != (needed is Scope.OPERATOR):
         raise PermissionDenied(
             f"the token lacks the scope {needed.value}; use one that has it", reason="SCOPE_MISSING"
         )
 
 
-def _take(session: Session, cost: float, now_s: float) -> None:
+def _take(session: Session, cost: float, now_s: float) -> bool:
     # Both or neither: a call that one bucket refuses must not drain the other.
-    account_wait_s = session.account_bucket.wait_s(cost, now_s)
-    token_wait_s = session.token_bucket.wait_s(cost, now_s)
+    account, token = session.account_bucket, session.token_bucket
+    account_wait_s = account.wait_s(cost, now_s)
+    token_wait_s = 0.0 if token is None else token.wait_s(cost, now_s)
     if not account_wait_s and not token_wait_s:
-        session.account_bucket.take(cost)
-        session.token_bucket.take(cost)
-        return
+        account.take(cost)
+        if token is not None:
+            token.take(cost)
+        return True
+    if account_wait_s <= 0 and token_wait_s <= 0:
+        return False
     subject = "account" if account_wait_s >= token_wait_s else "token"
     raise ResourceExhausted(
         "too many calls; wait as long as the retry info says",
@@ -171,3 +217,9 @@ def _take(session: Session, cost: float, now_s: float) -> None:
         ],
         retry_after_s=max(account_wait_s, token_wait_s),
     )
+
+
+async def _ask(session: Session, cost: float, now_s: float) -> None:
+    for bucket in (session.account_bucket, session.token_bucket):
+        if bucket is not None and bucket.wait_s(cost, now_s) == ASK:
+            await bucket.ask(cost)

@@ -13,12 +13,16 @@ import ipaddress
 import math
 from array import array
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 from services.common.clock import Clock
 
 # What floating-point refills may miss of a whole call.
 _EPSILON = 1e-9
 _ADDRESS_SLOTS = 16_384
+# Addresses whose slot need not be computed again.
+_ADDRESSES_KNOWN = 4096
 _SWEEP_AT = 4096
 # Sessions hold a bucket for less than this, so an older one is nobody's.
 _IDLE_S = 60.0
@@ -32,8 +36,24 @@ class Limits:
     burst: int
 
 
+ASK = -1.0
+
+
+class Bucket(Protocol):
+    """What the authorizer takes calls from."""
+
+    def wait_s(self, cost: float, now_s: float) -> float:
+        """How long until `cost` is there: 0 if it is, ASK if only `ask` can tell."""
+
+    def take(self, cost: float) -> None:
+        """Takes what `wait_s` found to be there."""
+
+    async def ask(self, cost: float) -> None:
+        """Finds out what `wait_s` could not tell."""
+
+
 class TokenBucket:
-    """One bucket; starts full."""
+    """One bucket in memory; starts full."""
 
     __slots__ = ("_capacity", "_level", "_per_second", "_updated_s")
 
@@ -56,6 +76,9 @@ class TokenBucket:
         """Takes what `wait_s` found to be there."""
         self._level = max(0.0, self._level - cost)
 
+    async def ask(self, cost: float) -> None:
+        """Nothing: `wait_s` always tells."""
+
     def change(self, limits: Limits, now_s: float) -> None:
         """New limits at once; what is in the bucket stays, up to the new capacity."""
         self._refill(now_s)
@@ -75,8 +98,15 @@ class TokenBucket:
             self._updated_s = now_s
 
 
+class Buckets(Protocol):
+    """The buckets of accounts, or of tokens, by id."""
+
+    def bucket(self, name: str, limits: Limits) -> Bucket:
+        """The bucket of this name, with these limits from now on."""
+
+
 class BucketTable:
-    """The buckets of accounts, or of tokens, by id.
+    """The buckets of accounts, or of tokens, by id, for the only policy process.
 
     What is idle and full is forgotten, as a new one is the same.
     """
@@ -110,42 +140,52 @@ class BucketTable:
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._buckets))
 
 
-class AddressFailures:
-    """Failed authentications by client address: one bucket for each slot of a table of fixed size.
+class AddressBuckets:
+    """Buckets of client addresses: one for each slot of a table of fixed size.
 
     An IPv6 client is its /64. Which addresses share a slot depends on a secret, so nobody can aim at another.
     """
 
     def __init__(self, limits: Limits, clock: Clock, secret: bytes, slots: int = _ADDRESS_SLOTS) -> None:
-        self._limits = limits
+        self._per_second = limits.calls_per_second
+        self._capacity = float(limits.burst)
         self._clock = clock
         self._secret = secret
         self._slots = slots
-        self._levels = array("d", [float(limits.burst)]) * slots
+        self._levels = array("d", [self._capacity]) * slots
         self._updated_s = array("d", [clock.monotonic_s()]) * slots
+        self._slot_of = lru_cache(_ADDRESSES_KNOWN)(self._find_slot)
 
-    def wait_s(self, address: str) -> float:
-        """How long until a call from the address may fail again: 0 for now."""
-        missing = 1.0 - self._levels[self._refilled(address)]
-        return (
-            0.0 if missing <= _EPSILON else math.ceil(missing / self._limits.calls_per_second * 1000) / 1000
-        )
+    def wait_s(self, address: str, cost: float = 1.0) -> float:
+        """How long until `cost` is in the address's bucket: 0 if it is."""
+        missing = min(cost, self._capacity) - self._levels[self._refilled(address)]
+        return 0.0 if missing <= _EPSILON else math.ceil(missing / self._per_second * 1000) / 1000
 
-    def count(self, address: str) -> None:
-        """Takes one failure from the address's bucket."""
+    def take(self, address: str, cost: float = 1.0) -> None:
+        """Takes what is there of `cost`."""
         slot = self._refilled(address)
-        self._levels[slot] = max(0.0, self._levels[slot] - 1.0)
+        self._levels[slot] = max(0.0, self._levels[slot] - cost)
+
+    def try_take(self, address: str, cost: float) -> float:
+        """Takes `cost` if it is there and gives 0, or says how long until it is."""
+        slot = self._refilled(address)
+        level = self._levels[slot]
+        missing = min(cost, self._capacity) - level
+        if missing > _EPSILON:
+            return math.ceil(missing / self._per_second * 1000) / 1000
+        self._levels[slot] = max(0.0, level - cost)
+        return 0.0
 
     def _refilled(self, address: str) -> int:
-        slot = self._slot(address)
+        slot = self._slot_of(address)
         now_s = self._clock.monotonic_s()
-        gained = (now_s - self._updated_s[slot]) * self._limits.calls_per_second
+        gained = (now_s - self._updated_s[slot]) * self._per_second
         if gained > 0:
-            self._levels[slot] = min(float(self._limits.burst), self._levels[slot] + gained)
+            self._levels[slot] = min(self._capacity, self._levels[slot] + gained)
             self._updated_s[slot] = now_s
         return slot
 
-    def _slot(self, address: str) -> int:
+    def _find_slot(self, address: str) -> int:
         digest = hashlib.blake2b(_network_of(address), digest_size=8, key=self._secret).digest()
         return int.from_bytes(digest, "big") % self._slots
 

@@ -38,8 +38,13 @@ class GatewaySettings(ServiceSettings):
     # Limits of an account that has none of its own.
     calls_per_second: float = Field(default=200.0, gt=0, le=1_000_000)
     burst: int = Field(default=400, ge=1, le=1_000_000)
+    # Calls that one replica of a service may have under way for such an account.
+    calls_in_flight: int = Field(default=256, ge=1, le=1_000_000)
     # The part of its account's limits that one token may use.
     token_share: float = Field(default=1.0, gt=0, le=1)
+    # Calls per client address before anything else is looked at, and how many may come at once.
+    address_calls_per_second: float = Field(default=2000.0, gt=0, le=1_000_000)
+    address_burst: int = Field(default=4000, ge=1, le=1_000_000)
     # Failed authentications per client address, and how many may come at once.
     failures_per_second: float = Field(default=5.0, gt=0, le=10_000)
     failure_burst: int = Field(default=50, ge=1, le=10_000)

@@ -29,6 +29,8 @@ class Identity:
     collections: tuple[str, ...]
     # Wall time in seconds; infinite for a token that does not expire.
     expires_s: float
+    # How many calls of the account a service may have under way; 0: any number.
+    calls_in_flight: int = 0
 
 
 class ContextMint:
@@ -61,5 +63,6 @@ class ContextMint:
             issued_s=now_s,
             expires_s=min(now_s + LIFE_S, identity.expires_s),
             request_id=ids.new_id(),
+            calls_in_flight=identity.calls_in_flight,
         )
         return context, self._signer.sign(context)

@@ -10,6 +10,7 @@ from services.common.errors import invalid
 NAME_CHARS_MAX = 256
 _KEY_CHARS_MAX = 128
 _LIMIT_MAX = 1_000_000
+_QUOTA_MAX = 1 << 53
 
 
 def check_name(field: str, text: str, *, empty: bool = False) -> None:
@@ -32,3 +33,9 @@ def check_limit(field: str, value: float | None) -> None:
     """None for no change, or a number above 0 and up to a million."""
     if value is not None and not (math.isfinite(value) and 0 < value <= _LIMIT_MAX):
         raise invalid(field, f"must be above 0 and at most {_LIMIT_MAX}")
+
+
+def check_quota(field: str, value: int) -> None:
+    """0 for none, or a number up to 2**53, which every client can hold exactly."""
+    if not 0 <= value <= _QUOTA_MAX:
+        raise invalid(field, f"must be at most {_QUOTA_MAX}")

@@ -13,8 +13,9 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
+from sealcomb.internal.v1 import edge_service_pb2_grpc
 from sealcomb.v1 import account_service_pb2_grpc, token_service_pb2_grpc
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.context import ContextSigner, ContextVerifier
 from services.common.datakeys import DataKeys
 from services.common.methods import GATEWAY, INGEST, KEYVAULT, REFLECTION_METHODS, VECTORSTORE
@@ -28,7 +29,7 @@ from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
 from services.gateway.accounts import Accounts
 from services.gateway.authorizer import Authorizer, UsageLog
-from services.gateway.buckets import AddressFailures, Limits
+from services.gateway.buckets import AddressBuckets, BucketTable, Limits
 from services.gateway.changes.feed import ChangeFeed
 from services.gateway.config import GatewaySettings
 from services.gateway.contexts import ContextMint
@@ -42,15 +43,20 @@ from services.gateway.operator import ensure_operator_token, replace_operator_to
 from services.gateway.positions import page_key
 from services.gateway.profiles import Profiles
 from services.gateway.reflection import add_reflection, client_stream_methods
-from services.gateway.servicers import AccountServicer, TokenServicer
-from services.gateway.sessions import Sessions
+from services.gateway.servicers import AccountServicer, EdgeServicer, TokenServicer
+from services.gateway.sessions import Defaults, Sessions
+from services.gateway.standing import Standing
 from services.gateway.store import GatewayStore
 from services.gateway.tokens import Pepper
+from services.gateway.usage.amounts import day_of
+from services.gateway.usage.meter import FLUSH_EVERY_S, Meters
+from services.gateway.usage.report import UsageReports
 
 _log = structlog.get_logger("gateway")
 _MESSAGE_BYTES_MAX = 1024 * 1024
 _USAGE_EVERY_S = 20.0
 _SWEEP_EVERY_S = 30.0
+_FORGET_EVERY_S = 3600.0
 
 
 def main() -> int:
@@ -113,22 +119,33 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
 
     mint = ContextMint(signer, clock)
     profiles = Profiles(DataKeys(keyvault, clock, settings.data_key_ttl_s))
-    limits = Limits(settings.calls_per_second, settings.burst)
-    sessions = Sessions(store, profiles, mint, clock, limits, settings.token_share)
+    meters = Meters(store.usage(), clock)
+    defaults = Defaults(
+        Limits(settings.calls_per_second, settings.burst), settings.calls_in_flight, settings.token_share
+    )
+    sessions = Sessions(
+        store, profiles, mint, clock, defaults, BucketTable(clock), BucketTable(clock), meters
+    )
     pages = page_key(pepper)
     accounts = Accounts(store, keyvault, profiles, sessions, mint, pepper, pages, clock, os.urandom)
     issuer = TokenIssuer(store, keyvault, profiles, sessions, pepper, pages, clock, os.urandom)
+    reports = UsageReports(store, store.usage(), meters, clock)
+    address_limits = Limits(settings.address_calls_per_second, settings.address_burst)
     failure_limits = Limits(settings.failures_per_second, settings.failure_burst)
-    failures = AddressFailures(failure_limits, clock, os.urandom(32))
+    callers = AddressBuckets(address_limits, clock, os.urandom(32))
+    failures = AddressBuckets(failure_limits, clock, os.urandom(32))
     usage = UsageLog()
-    authorizer = Authorizer(sessions, pepper, mint, failures, usage, clock)
+    authorizer = Authorizer(sessions, pepper, mint, callers, failures, meters, usage, clock)
 
     guard = GuardInterceptor(GATEWAY, rules_for(GATEWAY), verifier)
     server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
     account_service_pb2_grpc.add_AccountServiceServicer_to_server(
-        AccountServicer(accounts), server.grpc_server
+        AccountServicer(accounts, reports), server.grpc_server
     )
     token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(issuer), server.grpc_server)
+    edge_service_pb2_grpc.add_EdgeServiceServicer_to_server(
+        EdgeServicer(Standing(store, clock), reports), server.grpc_server
+    )
     add_reflection(server.grpc_server)
     await server.start()
 
@@ -155,6 +172,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
             feed.follow(),
             _every(_SWEEP_EVERY_S, accounts.finish_interrupted),
             _every(_USAGE_EVERY_S, lambda: _write_usage(store, usage)),
+            _every(FLUSH_EVERY_S, meters.flush),
+            _every(_FORGET_EVERY_S, lambda: _forget_usage(store, clock)),
         )
     ]
     try:
@@ -171,6 +190,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await _write_usage(store, usage)
+        await meters.flush()
         for channel in channels.values():
             await channel.close()
         store.close()
@@ -219,6 +239,10 @@ async def _write_usage(store: GatewayStore, usage: UsageLog) -> None:
     times = usage.take()
     if times:
         await asyncio.to_thread(store.mark_used, times)
+
+
+async def _forget_usage(store: GatewayStore, clock: Clock) -> None:
+    await asyncio.to_thread(store.usage().forget, day_of(clock.now_s()))
 
 
 if __name__ == "__main__":

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sealcomb.internal.v1 import edge_service_pb2 as edge_pb
+from sealcomb.internal.v1 import edge_service_pb2_grpc as edge_stubs
 from sealcomb.v1 import account_service_pb2 as accounts_pb
 from sealcomb.v1 import account_service_pb2_grpc as accounts_stubs
 from sealcomb.v1 import token_service_pb2 as tokens_pb
 from sealcomb.v1 import token_service_pb2_grpc as tokens_stubs
 from services.common.context import current_caller
-from services.gateway.accounts import Account, Accounts, LimitChange
+from services.gateway.accounts import Account, Accounts
 from services.gateway.issuer import TokenInfo, TokenIssuer
+from services.gateway.limits import LimitChange
+from services.gateway.standing import Standing
+from services.gateway.usage.amounts import BOUNDED, Amounts
+from services.gateway.usage.report import UsageReports
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AccountServicer(accounts_stubs.AccountServiceServicer):
-    """The operator's methods."""
+    """The operator's methods, and the usage that an account sees of its own."""
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, usage: UsageReports) -> None:
         self._accounts = accounts
+        self._usage = usage
 
     async def CreateAccount(
         self, request: accounts_pb.CreateAccountRequest, context: _Context
@@ -63,6 +71,15 @@ class AccountServicer(accounts_stubs.AccountServiceServicer):
         """Deletes an account for good."""
         receipt = await self._accounts.delete(request.id, request.confirm)
         return accounts_pb.DeleteAccountResponse(receipt=receipt)
+
+    async def GetUsage(
+        self, request: accounts_pb.GetUsageRequest, context: _Context
+    ) -> accounts_pb.GetUsageResponse:
+        """Says what an account used."""
+        usage = await self._usage.of(request.id, request.days)
+        return accounts_pb.GetUsageResponse(
+            days=[_day_usage(*day) for day in usage.days], month=_day_usage(*usage.month)
+        )
 
 
 class TokenServicer(tokens_stubs.TokenServiceServicer):
@@ -117,20 +134,64 @@ class TokenServicer(tokens_stubs.TokenServiceServicer):
         return response
 
 
+class EdgeServicer(edge_stubs.EdgeServiceServicer):
+    """What the services behind the edge ask and tell."""
+
+    def __init__(self, standing: Standing, usage: UsageReports) -> None:
+        self._standing = standing
+        self._usage = usage
+
+    async def ReportUsage(
+        self, request: edge_pb.ReportUsageRequest, context: _Context
+    ) -> edge_pb.ReportUsageResponse:
+        """Counts what accounts used."""
+        amounts = [
+            (one.account, Amounts(points=one.points, documents=one.documents, bytes=one.bytes))
+            for one in request.accounts
+        ]
+        await self._usage.take(request.reporter, request.sequence, amounts)
+        return edge_pb.ReportUsageResponse()
+
+    async def CheckTokens(
+        self, request: edge_pb.CheckTokensRequest, context: _Context
+    ) -> edge_pb.CheckTokensResponse:
+        """Says which tokens have ended."""
+        return edge_pb.CheckTokensResponse(ended=await self._standing.ended(request.token_ids))
+
+
 def _limits(limits: accounts_pb.Limits) -> LimitChange:
+    quotas = {
+        f"{what}_per_{period}": getattr(quota, what)
+        for period, quota in (("day", limits.per_day), ("month", limits.per_month))
+        for what in BOUNDED
+        if quota.HasField(what)  # type: ignore[arg-type]
+    }
     return LimitChange(
         limits.calls_per_second if limits.HasField("calls_per_second") else None,
         limits.burst if limits.HasField("burst") else None,
+        limits.calls_in_flight if limits.HasField("calls_in_flight") else None,
+        quotas,
     )
 
 
 def _account(account: Account) -> accounts_pb.Account:
-    limits = accounts_pb.Limits(calls_per_second=account.limits.calls_per_second, burst=account.limits.burst)
+    limits = accounts_pb.Limits(
+        calls_per_second=account.limits.calls_per_second,
+        burst=account.limits.burst,
+        calls_in_flight=account.calls_in_flight,
+    )
+    for name, value in account.quotas.items():
+        what, period = name.split("_per_")
+        setattr(limits.per_day if period == "day" else limits.per_month, what, value)
     message = accounts_pb.Account(
         id=account.id, name=account.name, limits=limits, suspended=account.suspended
     )
     _set_time(message.create_time, account.create_time_ms)
     return message
+
+
+def _day_usage(date: str, amounts: Amounts) -> accounts_pb.DayUsage:
+    return accounts_pb.DayUsage(date=date, **asdict(amounts))
 
 
 def _info(info: TokenInfo) -> tokens_pb.TokenInfo:

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from services.common.clock import Clock
 from services.common.context import acting_as
 from services.common.errors import PermissionDenied, Unauthenticated, Unavailable
-from services.gateway.buckets import BucketTable, Limits, TokenBucket
+from services.gateway.buckets import Bucket, Buckets, Limits
 from services.gateway.contexts import ContextMint, Identity
 from services.gateway.profiles import Profiles
 from services.gateway.records import ACTIVE, OPERATOR, AccountRow, TokenRow
 from services.gateway.store import GatewayStore
 from services.gateway.tokens import same_digest
+from services.gateway.usage.amounts import Used
+from services.gateway.usage.meter import Meter, Meters
 
 HELD_S = 30.0
 _ENTRIES_MAX = 50_000
@@ -49,12 +51,24 @@ class Session:
     """A token in use."""
 
     identity: Identity
-    account_bucket: TokenBucket
-    token_bucket: TokenBucket
+    account_bucket: Bucket
+    # None where a token may use all of its account's limits, so that the account's bucket is enough.
+    token_bucket: Bucket | None
     limits: Limits
+    # None for an operator's.
+    meter: Meter | None
     until_s: float
     grants: dict[str, Grant] = field(default_factory=dict)
     used_minute: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds for an account without limits of its own, and the part of them for one token."""
+
+    limits: Limits
+    calls_in_flight: int = 256
+    token_share: float = 1.0
 
 
 class Sessions:
@@ -66,17 +80,19 @@ class Sessions:
         profiles: Profiles,
         mint: ContextMint,
         clock: Clock,
-        default_limits: Limits,
-        token_share: float,
+        defaults: Defaults,
+        account_buckets: Buckets,
+        token_buckets: Buckets,
+        meters: Meters,
     ) -> None:
         self._store = store
         self._profiles = profiles
         self._mint = mint
         self._clock = clock
-        self._default_limits = default_limits
-        self._token_share = token_share
-        self._account_buckets = BucketTable(clock)
-        self._token_buckets = BucketTable(clock)
+        self._defaults = defaults
+        self._account_buckets = account_buckets
+        self._token_buckets = token_buckets
+        self._meters = meters
         self._held: OrderedDict[bytes, Session] = OrderedDict()
         self._loading: dict[bytes, asyncio.Task[Session]] = {}
         # Counts drops, so that what was read before one is not kept after it.
@@ -105,8 +121,8 @@ class Sessions:
         """
         if not self._store.is_local:
             return None
-        token, account = self._read(token_id, digest)
-        return None if token.restricted else self._keep(digest, token, account, ())
+        rows = self._read(token_id, digest)
+        return None if rows.token.restricted else self._keep(digest, rows, ())
 
     async def load_slowly(self, token_id: str, digest: bytes) -> Session:
         """Loads a session whose rows are elsewhere, or whose collections must be opened first.
@@ -134,14 +150,14 @@ class Sessions:
         for _ in range(_LOADS_MAX):
             drops = self._drops
             if self._store.is_local:
-                token, account = self._read(token_id, digest)
+                rows = self._read(token_id, digest)
             else:
-                token, account = await asyncio.to_thread(self._read, token_id, digest)
+                rows = await asyncio.to_thread(self._read, token_id, digest)
             collections: tuple[str, ...] = ()
-            if token.restricted:
-                collections = await self._collections_of(token)
+            if rows.token.restricted:
+                collections = await self._collections_of(rows.token)
             if drops == self._drops:
-                return self._keep(digest, token, account, collections)
+                return self._keep(digest, rows, collections)
         raise Unavailable("the token's account is changing; try again", retry_after_s=1.0)
 
     async def _collections_of(self, token: TokenRow) -> tuple[str, ...]:
@@ -168,18 +184,23 @@ class Sessions:
 
     def limits_of(self, account: AccountRow) -> Limits:
         """The limits in force for an account."""
-        default = self._default_limits
+        default = self._defaults.limits
         return Limits(
             default.calls_per_second if account.calls_per_second is None else account.calls_per_second,
             default.burst if account.burst is None else account.burst,
         )
+
+    def calls_in_flight_of(self, account: AccountRow) -> int:
+        """How many calls of an account a service may have under way."""
+        own = account.calls_in_flight
+        return self._defaults.calls_in_flight if own is None else own
 
     def _drop(self, matches: Callable[[Session], bool]) -> None:
         self._drops += 1
         for digest in [digest for digest, session in self._held.items() if matches(session)]:
             del self._held[digest]
 
-    def _read(self, token_id: str, digest: bytes) -> tuple[TokenRow, AccountRow | None]:
+    def _read(self, token_id: str, digest: bytes) -> _Rows:
         token = self._store.token(token_id)
         # Compared also where there is no such token, so that both cost the same.
         same = same_digest(digest, token.digest if token else bytes(len(digest)))
@@ -191,32 +212,49 @@ class Sessions:
         if token.expire_time_ms is not None and now_ms >= token.expire_time_ms:
             raise Unauthenticated("the token has expired; use another", reason="TOKEN_EXPIRED")
         if token.account == OPERATOR:
-            return token, None
+            return _Rows(token, None, None)
         account = self._store.account(token.account)
         if account is None or account.state != ACTIVE:
             raise _invalid()
         if account.suspended:
             raise PermissionDenied("the account is suspended; ask the operator", reason="ACCOUNT_SUSPENDED")
-        return token, account
+        return _Rows(token, account, self._meters.used(account.id, account.quotas))
 
-    def _keep(
-        self, digest: bytes, token: TokenRow, account: AccountRow | None, collections: tuple[str, ...]
-    ) -> Session:
-        limits = self._default_limits if account is None else self.limits_of(account)
-        share = self._token_share
-        token_limits = Limits(limits.calls_per_second * share, max(1, int(limits.burst * share)))
+    def _keep(self, digest: bytes, rows: _Rows, collections: tuple[str, ...]) -> Session:
+        token, account = rows.token, rows.account
+        limits, in_flight, meter = self._defaults.limits, 0, None
+        if account is not None:
+            limits, in_flight = self.limits_of(account), self.calls_in_flight_of(account)
+            meter = self._meters.of(account.id, account.quotas, rows.used)
         expires_s = math.inf if token.expire_time_ms is None else token.expire_time_ms / 1000
         session = Session(
-            Identity(token.account, token.id, token.scopes, collections, expires_s),
+            Identity(token.account, token.id, token.scopes, collections, expires_s, in_flight),
             self._account_buckets.bucket(token.account, limits),
-            self._token_buckets.bucket(token.id, token_limits),
+            self._token_bucket(token.id, limits),
             limits,
+            meter,
             self._clock.monotonic_s() + HELD_S,
         )
         self._held[digest] = session
         while len(self._held) > _ENTRIES_MAX:
             self._held.popitem(last=False)
         return session
+
+    def _token_bucket(self, token_id: str, limits: Limits) -> Bucket | None:
+        share = self._defaults.token_share
+        if share == 1:
+            return None
+        own = Limits(limits.calls_per_second * share, max(1, int(limits.burst * share)))
+        return self._token_buckets.bucket(token_id, own)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What the store says of a token: its account is None for an operator's."""
+
+    token: TokenRow
+    account: AccountRow | None
+    used: Used | None
 
 
 def _invalid() -> Unauthenticated:

@@ -17,6 +17,7 @@ from services.gateway.records import ACTIVE, CREATING, DELETING, OPERATOR, Accou
 from services.gateway.schema import accounts as _accounts
 from services.gateway.schema import tokens as _tokens
 from services.gateway.schema import usage as _usage
+from services.gateway.usage.store import UsageStore
 
 _STATEMENT_S = 5.0
 
@@ -41,6 +42,10 @@ class GatewayStore:
     def change_log(self) -> ChangeLog:
         """What is changed in this database, by whichever process."""
         return ChangeLog(self._engine)
+
+    def usage(self) -> UsageStore:
+        """What accounts used, in this database."""
+        return UsageStore(self._engine)
 
     # --- accounts
 

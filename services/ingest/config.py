@@ -16,6 +16,9 @@ class IngestSettings(ServiceSettings):
 
     keyvault_address: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
     vectorstore_address: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
+    # host:port of the gateway's inner server, which is asked whether tokens of open streams are still good;
+    # none: no stream lasts longer than a minute.
+    gateway_address: str | None = Field(default=None, pattern=r"^[^\s]+:\d{1,5}$")
     # Where sealed originals go, as in `file:<folder>`.
     objects_url: str = Field(min_length=1)
     # `onnx:<folder>` or `https://host/v1#model`.

@@ -34,8 +34,10 @@ from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.channel import connected, open_channel
+from services.common.rpc.edge import EdgeClient
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.keyvault import KeyvaultClient
+from services.common.rpc.open_streams import OpenStreams
 from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
 from services.ingest.budget import UploadBudget
@@ -93,6 +95,9 @@ async def serve(
     pipeline = Pipeline(extractor, embedder, pool)
     keyvault_channel = open_channel(settings.keyvault_address, methods.KEYVAULT, settings.tls)
     vectorstore_channel = open_channel(settings.vectorstore_address, methods.VECTORSTORE, settings.tls)
+    edge_channel = None
+    if settings.gateway_address:
+        edge_channel = open_channel(settings.gateway_address, methods.GATEWAY, settings.tls)
     try:
         await extractor.start()
         keyvault = KeyvaultClient(keyvault_channel)
@@ -130,6 +135,8 @@ async def serve(
         )
         sourcing = Sourcing(around, source_types, egress)
         guard = GuardInterceptor(methods.INGEST, rules_for(methods.INGEST), verifier)
+        streams = OpenStreams(clock, EdgeClient(edge_channel).ended_tokens if edge_channel else None)
+        guard.watch_streams(streams)
         server = InnerServer(settings.listen, settings.tls, guard, received_bytes_max=_RECEIVED_BYTES_MAX)
         document_service_pb2_grpc.add_DocumentServiceServicer_to_server(
             DocumentServicer(uploads, Documents(vectorstore, originals)), server.grpc_server
@@ -140,6 +147,7 @@ async def serve(
         register_sourcing(server, sourcing, Pages(keys))
         on_key_event = KeyEvents(keys, originals, search, sourcing)
         watch = asyncio.create_task(keyvault.watch(on_key_event, removes=True))
+        looking = asyncio.create_task(streams.run())
         sourcing.start()
         await server.start()
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
@@ -154,13 +162,15 @@ async def serve(
             await sourcing.close()
             await uploads.drain(_DRAIN_S)
         watch.cancel()
+        looking.cancel()
     finally:
         await extractor.close()
         await pool.close()
         pipeline.close()
         embedder.close()
-        for channel in (keyvault_channel, vectorstore_channel):
-            await channel.close()
+        for channel in (keyvault_channel, vectorstore_channel, edge_channel):
+            if channel is not None:
+                await channel.close()
         store.close()
 
 

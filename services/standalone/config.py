@@ -125,6 +125,7 @@ class Layout:
         info = self.settings.embedder_info or self.settings.model_dir / "model.json"
         return {
             "KEYVAULT_ADDRESS": self.address("keyvault"),
+            "GATEWAY_ADDRESS": self.address("gateway"),
             "OBJECTS_URL": f"file:{self.data / 'vectorstore' / 'objects'}",
             "EMBEDDER_INFO": str(info),
         }
@@ -144,6 +145,7 @@ class Layout:
         return {name: value for name, value in said.items() if value} | {
             "KEYVAULT_ADDRESS": self.address("keyvault"),
             "VECTORSTORE_ADDRESS": self.address("vectorstore"),
+            "GATEWAY_ADDRESS": self.address("gateway"),
             "OBJECTS_URL": f"file:{self.data / 'ingest' / 'objects'}",
             "EMBEDDER": self.settings.embedder or f"onnx:{self.settings.model_dir}",
         }

@@ -19,6 +19,8 @@ class VectorstoreSettings(ServiceSettings):
 
     # host:port of keyvault.
     keyvault_address: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
+    # host:port of the gateway's inner server; none: what accounts use is not counted.
+    gateway_address: str | None = Field(default=None, pattern=r"^[^\s]+:\d{1,5}$")
     # Where snapshots are kept: file:<folder>.
     objects_url: str
     # model.json of the embedding model of text collections; none: there are no text collections.

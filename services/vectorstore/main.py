@@ -21,6 +21,7 @@ from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.channel import connected, open_channel
+from services.common.rpc.edge import EdgeClient, UsageReporter
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.keyvault import KeyEvent, KeyvaultClient, OnKeyEvent
 from services.common.rpc.server import InnerServer
@@ -30,6 +31,7 @@ from services.vectorstore.node import Limits, Node
 from services.vectorstore.servicers.collections import Collections
 from services.vectorstore.servicers.passages import Passages
 from services.vectorstore.servicers.vectors import VectorPoints
+from services.vectorstore.usage import CallCounts
 
 _log = structlog.get_logger("vectorstore")
 
@@ -45,7 +47,14 @@ async def serve(settings: VectorstoreSettings) -> None:
     node = Node(settings.database_url, open_store(settings.objects_url), keyvault, clock, limits_of(settings))
     watch = asyncio.create_task(keyvault.watch(on_key_event(node), removes=True))
 
+    edge = None
+    if settings.gateway_address:
+        edge = open_channel(settings.gateway_address, methods.GATEWAY, settings.tls)
+    usage = UsageReporter(EdgeClient(edge) if edge else None)
+    reporting = asyncio.create_task(usage.run())
+
     guard = GuardInterceptor(methods.VECTORSTORE, rules_for(methods.VECTORSTORE), verifier)
+    guard.count_by(CallCounts(usage).by_method())
     server = InnerServer(settings.listen, settings.tls, guard)
     register(server, node, embedder)
     try:
@@ -58,8 +67,12 @@ async def serve(settings: VectorstoreSettings) -> None:
             await stopping.wait()
             _log.info("stopping")
             await server.stop(notice_s=settings.stop_notice_s)
+        await usage.report_last()
     finally:
         watch.cancel()
+        reporting.cancel()
+        if edge:
+            await edge.close()
         await node.close()
         await channel.close()
 

@@ -12,7 +12,7 @@ from services.common import methods
 from services.common.context import CallContext, ContextRefused
 from services.common.rpc.authorization import INNER_RULES, Rule, check_context, rules_for
 
-_INNER_MODULES = ("keyvault_service_pb2", "passage_service_pb2")
+_INNER_MODULES = ("edge_service_pb2", "keyvault_service_pb2", "passage_service_pb2")
 
 
 def _inner_paths() -> set[str]:
@@ -57,6 +57,9 @@ def test_only_the_event_watch_and_health_go_without_a_context() -> None:
         "/sealcomb.internal.v1.KeyReleaseService/ListDestroyed",
         # Its grant says who acts: nobody is there to call when long work goes on.
         "/sealcomb.internal.v1.KeyReleaseService/RenewPermit",
+        # Nothing is done for a caller: counts, and which tokens have ended.
+        "/sealcomb.internal.v1.EdgeService/ReportUsage",
+        "/sealcomb.internal.v1.EdgeService/CheckTokens",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/Watch",
     }

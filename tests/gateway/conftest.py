@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from services.common import ids
 from tests.gateway.rig import Edge, running_edge
 from tests.postgres import Postgres, running_postgres
 
@@ -22,3 +24,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """A PostgreSQL server; each test makes a database of its own."""
     with running_postgres(tmp_path_factory.mktemp("server")) as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database, on each engine in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/gateway.db"
+    server = request.getfixturevalue("postgres")
+    return str(server.make_database("d" + ids.new_id()))

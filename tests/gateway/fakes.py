@@ -27,22 +27,25 @@ from services.common.context import (
 from services.common.datakeys import DataKeys
 from services.common.errors import KeyDisabled, SealcombError, Unavailable
 from services.common.sealing import DataKey
-from services.gateway.accounts import Accounts, LimitChange
+from services.gateway.accounts import Accounts
 from services.gateway.authorizer import Authorizer, UsageLog
-from services.gateway.buckets import AddressFailures, Limits
+from services.gateway.buckets import AddressBuckets, BucketTable, Limits
 from services.gateway.contexts import ContextMint
 from services.gateway.issuer import TokenIssuer
+from services.gateway.limits import LimitChange
 from services.gateway.operator import replace_operator_token
 from services.gateway.positions import page_key
 from services.gateway.profiles import Profiles
-from services.gateway.sessions import Sessions
+from services.gateway.sessions import Defaults, Sessions
 from services.gateway.store import GatewayStore
 from services.gateway.tokens import Pepper
+from services.gateway.usage.meter import Meters
 
 OPERATOR_METHOD = "/sealcomb.v1.AccountService/CreateAccount"
 ADMIN_METHOD = "/sealcomb.v1.TokenService/CreateToken"
 DEFAULT_LIMITS = Limits(100.0, 100)
 FAILURE_LIMITS = Limits(1.0, 5)
+ADDRESS_LIMITS = Limits(1e9, 1_000_000_000)
 NO_CHANGE = LimitChange()
 
 
@@ -114,7 +117,12 @@ class Policy:
     """The policy process without its sockets."""
 
     def __init__(
-        self, folder: Path, limits: Limits = DEFAULT_LIMITS, failures: Limits = FAILURE_LIMITS, seed: int = 0
+        self,
+        folder: Path,
+        limits: Limits = DEFAULT_LIMITS,
+        failures: Limits = FAILURE_LIMITS,
+        seed: int = 0,
+        token_share: float = 1.0,
     ) -> None:
         self.clock = FakeClock()
         self.store = GatewayStore(f"sqlite:///{folder}/gateway.db")
@@ -125,14 +133,21 @@ class Policy:
         self.mint = ContextMint(ContextSigner(key), self.clock)
         self.verifier = ContextVerifier("vectorstore", {"gateway": key.public_key()}, self.clock)
         self.profiles = Profiles(DataKeys(self.keyvault, self.clock))
-        self.sessions = Sessions(self.store, self.profiles, self.mint, self.clock, limits, 1.0)
+        self.meters = Meters(self.store.usage(), self.clock)
+        self.account_buckets = BucketTable(self.clock)
+        self.sessions = Sessions(
+            self.store, self.profiles, self.mint, self.clock, Defaults(limits, token_share=token_share),
+            self.account_buckets, BucketTable(self.clock), self.meters,
+        )  # fmt: skip
         # Nobody else changes this database; tests of the change feed bring one.
         self.sessions.believe_until(math.inf)
         self.usage = UsageLog()
-        self.failures = AddressFailures(failures, self.clock, bytes(32))
+        self.failures = AddressBuckets(failures, self.clock, bytes(32))
+        self.addresses = AddressBuckets(ADDRESS_LIMITS, self.clock, bytes(32))
         self.authorizer = Authorizer(
-            self.sessions, self.pepper, self.mint, self.failures, self.usage, self.clock
-        )
+            self.sessions, self.pepper, self.mint, self.addresses, self.failures, self.meters, self.usage,
+            self.clock,
+        )  # fmt: skip
         pages = page_key(self.pepper)
         counter = itertools.count(seed)
         # Deterministic, and never the same twice.

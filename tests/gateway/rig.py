@@ -280,6 +280,8 @@ class Edge:
             "SEALCOMB_OPERATOR_TOKEN_FILE": str(self.folder / "operator.token"),
             "SEALCOMB_CALLS_PER_SECOND": "5000",
             "SEALCOMB_BURST": "10000",
+            "SEALCOMB_ADDRESS_CALLS_PER_SECOND": "100000",
+            "SEALCOMB_ADDRESS_BURST": "100000",
             "SEALCOMB_FAILURES_PER_SECOND": "5000",
             "SEALCOMB_FAILURE_BURST": "10000",
             "SEALCOMB_ENVOY_CONCURRENCY": "1",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import AlreadyExists, InvalidArgument, NotFound, SealcombError, Unavailable
-from services.gateway.accounts import LimitChange
+from services.gateway.limits import LimitChange
 from services.gateway.records import CREATING, DELETING
 from tests.gateway.fakes import OPERATOR_METHOD, Policy, acting, stored_bytes
 

@@ -8,7 +8,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.buckets import AddressFailures, BucketTable, Limits, TokenBucket
+from services.gateway.buckets import AddressBuckets, BucketTable, Limits, TokenBucket
 from tests.gateway.fakes import FakeClock
 
 STEPS = st.lists(st.tuples(st.floats(0, 3), st.sampled_from((1.0, 2.5, 40.0))), max_size=80)
@@ -88,10 +88,10 @@ def test_idle_buckets_are_forgotten_but_none_that_still_bounds() -> None:
 
 
 def test_failures_of_one_address_do_not_touch_another() -> None:
-    failures = AddressFailures(Limits(1.0, 3), clock := FakeClock(), b"s" * 32)
+    failures = AddressBuckets(Limits(1.0, 3), clock := FakeClock(), b"s" * 32)
     for _ in range(3):
         assert failures.wait_s("192.0.2.1") == 0.0
-        failures.count("192.0.2.1")
+        failures.take("192.0.2.1")
     assert failures.wait_s("192.0.2.1") == 1.0
     assert failures.wait_s("192.0.2.2") == 0.0
     clock.pass_s(1.0)
@@ -99,27 +99,27 @@ def test_failures_of_one_address_do_not_touch_another() -> None:
 
 
 def test_an_ipv6_client_is_its_network_and_a_mapped_one_its_ipv4_address() -> None:
-    failures = AddressFailures(Limits(1.0, 1), FakeClock(), b"s" * 32)
-    failures.count("2001:db8:1:2::1")
+    failures = AddressBuckets(Limits(1.0, 1), FakeClock(), b"s" * 32)
+    failures.take("2001:db8:1:2::1")
     assert failures.wait_s("2001:db8:1:2:ffff:ffff:ffff:ffff") > 0
     assert failures.wait_s("2001:db8:1:3::1") == 0
-    failures.count("::ffff:192.0.2.7")
+    failures.take("::ffff:192.0.2.7")
     assert failures.wait_s("192.0.2.7") > 0
     assert failures.wait_s("::ffff:192.0.2.8") == 0
 
 
 def test_what_is_no_address_shares_one_bucket() -> None:
-    failures = AddressFailures(Limits(1.0, 1), FakeClock(), b"s" * 32)
-    failures.count("pipe")
+    failures = AddressBuckets(Limits(1.0, 1), FakeClock(), b"s" * 32)
+    failures.take("pipe")
     assert failures.wait_s("") > 0
 
 
 def test_a_flood_of_addresses_takes_no_memory() -> None:
     """B10: the table has a fixed size."""
-    failures = AddressFailures(Limits(1.0, 3), FakeClock(), b"s" * 32, slots=1024)
+    failures = AddressBuckets(Limits(1.0, 3), FakeClock(), b"s" * 32, slots=1024)
     before = sys.getsizeof(failures._levels) + sys.getsizeof(failures._updated_s)
     for number in range(50_000):
-        failures.count(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        failures.take(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert sys.getsizeof(failures._levels) + sys.getsizeof(failures._updated_s) == before
     assert all(math.isfinite(level) for level in failures._levels)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import SealcombError
-from services.gateway.accounts import LimitChange
 from services.gateway.changes.feed import BOUND_S, POLL_S, ChangeFeed
 from services.gateway.changes.store import Changes
+from services.gateway.limits import LimitChange
 from tests.gateway.fakes import ADMIN_METHOD, OPERATOR_METHOD, Policy, acting
 
 READ = "/sealcomb.v1.VectorService/Query"

@@ -15,8 +15,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from structlog.testing import capture_logs
 
-from services.gateway.accounts import LimitChange
 from services.gateway.ext_authz import ExtAuthzServer
+from services.gateway.limits import LimitChange
 from tests.gateway.fakes import Policy
 
 READ = "/sealcomb.v1.VectorService/Query"

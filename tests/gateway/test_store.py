@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,14 +19,6 @@ from services.gateway.records import ACTIVE, CREATING, OPERATOR, AccountRow, Tak
 from services.gateway.store import GatewayStore
 from tests.gateway.rig import ROOT
 from tests.postgres import Postgres
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/gateway.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.make_database("d" + ids.new_id())
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sealcomb.v1.key_service_pb2 import AwsKey, InstallationKey, Pkcs11Key, TransitKey
-from sealcomb_client.cli.options import RECEIPT, Duration, keep_receipt
+from sealcomb_client.cli.options import RECEIPT, Duration, Quota, keep_receipt
 from sealcomb_client.cli.session import Session, command
 
 _SCOPES = click.Choice(["read", "write", "sources", "keys", "audit", "admin"])
@@ -22,12 +23,14 @@ _TOKEN_COLUMNS = (
     "last_used_time",
 )
 _ACCOUNT_COLUMNS = ("id", "name", "suspended", "limits", "create_time")
+_USAGE_COLUMNS = ("date", "calls", "refusals", "points", "documents", "bytes")
 
 
 def register(main: click.Group) -> None:
     """Adds the groups."""
     for group in (tokens, keys, accounts):
         main.add_command(group)
+    command(main, "usage")(usage)
 
 
 @click.group()
@@ -167,15 +170,25 @@ def accounts() -> None:
 
 _RATE = click.option("--calls-per-second", type=click.FloatRange(min=0, min_open=True))
 _BURST = click.option("--burst", type=click.IntRange(1))
+_IN_FLIGHT = click.option("--calls-in-flight", type=click.IntRange(1), help="Calls under way at a time.")
+_QUOTA = click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    type=Quota(),
+    help="Such as calls_per_day=1000 or bytes_per_month=0 (none); of calls, points, documents, bytes.",
+)
 
 
 @command(accounts, "create")
 @click.argument("name")
 @_RATE
 @_BURST
-def create_account(session: Session, name: str, calls_per_second: float | None, burst: int | None) -> None:
+@_IN_FLIGHT
+@_QUOTA
+def create_account(session: Session, name: str, quotas: tuple[tuple[str, int], ...], **limits: Any) -> None:
     """Create an account. Its first token is shown once."""
-    session.output.value(session.client.accounts.create(name, calls_per_second=calls_per_second, burst=burst))
+    session.output.value(session.client.accounts.create(name, quotas=dict(quotas), **limits))
 
 
 @command(accounts, "list")
@@ -195,11 +208,11 @@ def get_account(session: Session, account_id: str) -> None:
 @click.argument("account_id", metavar="ID")
 @_RATE
 @_BURST
-def limits(session: Session, account_id: str, calls_per_second: float | None, burst: int | None) -> None:
-    """Change an account's limits."""
-    session.output.value(
-        session.client.accounts.update(account_id, calls_per_second=calls_per_second, burst=burst)
-    )
+@_IN_FLIGHT
+@_QUOTA
+def limits(session: Session, account_id: str, quotas: tuple[tuple[str, int], ...], **changed: Any) -> None:
+    """Change an account's limits and quotas."""
+    session.output.value(session.client.accounts.update(account_id, quotas=dict(quotas), **changed))
 
 
 @command(accounts)
@@ -224,3 +237,12 @@ def delete_account(session: Session, account_id: str, confirm: str, receipt: Pat
     """Destroy an account's keys and data, for good."""
     keep_receipt(session.client.accounts.delete(account_id, confirm=confirm), receipt)
     session.output.value({"deleted": account_id})
+
+
+@click.argument("account_id", metavar="[ID]", default="")
+@click.option("--days", type=click.IntRange(1, 400), default=30, show_default=True)
+@click.option("--month", is_flag=True, help="The sum of this month instead.")
+def usage(session: Session, account_id: str, days: int, month: bool) -> None:
+    """Show what the account used by the day (UTC); of account ID with an operator token."""
+    used = session.client.accounts.usage(account_id, days=days)
+    session.output.rows([used.month] if month else used.days, _USAGE_COLUMNS)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
+_QUOTA = re.compile(r"((?:calls|points|documents|bytes)_per_(?:day|month))=(\d{1,16})")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -44,6 +45,21 @@ class Duration(click.ParamType[Any]):
         if match is None:
             self.fail("not a duration such as 30m, 12h or 90d", param, ctx)
         return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+class Quota(click.ParamType[Any]):
+    """A quota by its name and amount."""
+
+    name = "quota"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Name and amount in the text."""
+        if isinstance(value, tuple):
+            return value
+        match = _QUOTA.fullmatch(value)
+        if match is None:
+            self.fail("not a quota such as calls_per_day=1000 or bytes_per_month=0", param, ctx)
+        return match[1], int(match[2])
 
 
 FILTER = click.option(

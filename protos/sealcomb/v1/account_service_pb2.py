@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealcomb/v1/account_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x06Limits\x12\x1d\n\x10\x63\x61lls_per_second\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x62urst\x18\x02 \x01(\rH\x01\x88\x01\x01\x42\x13\n\x11_calls_per_secondB\x08\n\x06_burst\"\x8c\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x14\x43reateAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"R\n\x15\x43reateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\x12\x12\n\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x1f\n\x11GetAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x12GetAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"<\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAccountsResponse\x12&\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x14.sealcomb.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x16\n\tsuspended\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0c\n\n_suspended\">\n\x15UpdateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"3\n\x14\x44\x65leteAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"(\n\x15\x44\x65leteAccountResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t2\xbc\x03\n\x0e\x41\x63\x63ountService\x12V\n\rCreateAccount\x12!.sealcomb.v1.CreateAccountRequest\x1a\".sealcomb.v1.CreateAccountResponse\x12M\n\nGetAccount\x12\x1e.sealcomb.v1.GetAccountRequest\x1a\x1f.sealcomb.v1.GetAccountResponse\x12S\n\x0cListAccounts\x12 .sealcomb.v1.ListAccountsRequest\x1a!.sealcomb.v1.ListAccountsResponse\x12V\n\rUpdateAccount\x12!.sealcomb.v1.UpdateAccountRequest\x1a\".sealcomb.v1.UpdateAccountResponse\x12V\n\rDeleteAccount\x12!.sealcomb.v1.DeleteAccountRequest\x1a\".sealcomb.v1.DeleteAccountResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealcomb/v1/account_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x01\n\x06Limits\x12\x1d\n\x10\x63\x61lls_per_second\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x62urst\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\rH\x02\x88\x01\x01\x12#\n\x07per_day\x18\x04 \x01(\x0b\x32\x12.sealcomb.v1.Quota\x12%\n\tper_month\x18\x05 \x01(\x0b\x32\x12.sealcomb.v1.QuotaB\x13\n\x11_calls_per_secondB\x08\n\x06_burstB\x12\n\x10_calls_in_flight\"\x89\x01\n\x05Quota\x12\x12\n\x05\x63\x61lls\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06points\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x16\n\tdocuments\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x08\n\x06_callsB\t\n\x07_pointsB\x0c\n\n_documentsB\x08\n\x06_bytes\"\x8c\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x14\x43reateAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"R\n\x15\x43reateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\x12\x12\n\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x1f\n\x11GetAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x12GetAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"<\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAccountsResponse\x12&\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x14.sealcomb.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x16\n\tsuspended\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0c\n\n_suspended\">\n\x15UpdateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"3\n\x14\x44\x65leteAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"(\n\x15\x44\x65leteAccountResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t\"+\n\x0fGetUsageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\r\"]\n\x10GetUsageResponse\x12#\n\x04\x64\x61ys\x18\x01 \x03(\x0b\x32\x15.sealcomb.v1.DayUsage\x12$\n\x05month\x18\x02 \x01(\x0b\x32\x15.sealcomb.v1.DayUsage\"k\n\x08\x44\x61yUsage\x12\x0c\n\x04\x64\x61te\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08refusals\x18\x03 \x01(\x04\x12\x0e\n\x06points\x18\x04 \x01(\x04\x12\x11\n\tdocuments\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x32\x85\x04\n\x0e\x41\x63\x63ountService\x12V\n\rCreateAccount\x12!.sealcomb.v1.CreateAccountRequest\x1a\".sealcomb.v1.CreateAccountResponse\x12M\n\nGetAccount\x12\x1e.sealcomb.v1.GetAccountRequest\x1a\x1f.sealcomb.v1.GetAccountResponse\x12S\n\x0cListAccounts\x12 .sealcomb.v1.ListAccountsRequest\x1a!.sealcomb.v1.ListAccountsResponse\x12V\n\rUpdateAccount\x12!.sealcomb.v1.UpdateAccountRequest\x1a\".sealcomb.v1.UpdateAccountResponse\x12V\n\rDeleteAccount\x12!.sealcomb.v1.DeleteAccountRequest\x1a\".sealcomb.v1.DeleteAccountResponse\x12G\n\x08GetUsage\x12\x1c.sealcomb.v1.GetUsageRequest\x1a\x1d.sealcomb.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,30 +34,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEACCOUNTRESPONSE'].fields_by_name['token']._loaded_options = None
   _globals['_CREATEACCOUNTRESPONSE'].fields_by_name['token']._serialized_options = b'\200\001\001'
-  _globals['_LIMITS']._serialized_start=83
-  _globals['_LIMITS']._serialized_end=173
-  _globals['_ACCOUNT']._serialized_start=176
-  _globals['_ACCOUNT']._serialized_end=316
-  _globals['_CREATEACCOUNTREQUEST']._serialized_start=318
-  _globals['_CREATEACCOUNTREQUEST']._serialized_end=416
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=418
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=500
-  _globals['_GETACCOUNTREQUEST']._serialized_start=502
-  _globals['_GETACCOUNTREQUEST']._serialized_end=533
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=535
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=594
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=596
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=656
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=658
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=745
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=747
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=856
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=858
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=920
-  _globals['_DELETEACCOUNTREQUEST']._serialized_start=922
-  _globals['_DELETEACCOUNTREQUEST']._serialized_end=973
-  _globals['_DELETEACCOUNTRESPONSE']._serialized_start=975
-  _globals['_DELETEACCOUNTRESPONSE']._serialized_end=1015
-  _globals['_ACCOUNTSERVICE']._serialized_start=1018
-  _globals['_ACCOUNTSERVICE']._serialized_end=1462
+  _globals['_LIMITS']._serialized_start=84
+  _globals['_LIMITS']._serialized_end=300
+  _globals['_QUOTA']._serialized_start=303
+  _globals['_QUOTA']._serialized_end=440
+  _globals['_ACCOUNT']._serialized_start=443
+  _globals['_ACCOUNT']._serialized_end=583
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=585
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=683
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=685
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=767
+  _globals['_GETACCOUNTREQUEST']._serialized_start=769
+  _globals['_GETACCOUNTREQUEST']._serialized_end=800
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=802
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=861
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=863
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=923
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=925
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1012
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=1014
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=1123
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=1125
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1187
+  _globals['_DELETEACCOUNTREQUEST']._serialized_start=1189
+  _globals['_DELETEACCOUNTREQUEST']._serialized_end=1240
+  _globals['_DELETEACCOUNTRESPONSE']._serialized_start=1242
+  _globals['_DELETEACCOUNTRESPONSE']._serialized_end=1282
+  _globals['_GETUSAGEREQUEST']._serialized_start=1284
+  _globals['_GETUSAGEREQUEST']._serialized_end=1327
+  _globals['_GETUSAGERESPONSE']._serialized_start=1329
+  _globals['_GETUSAGERESPONSE']._serialized_end=1422
+  _globals['_DAYUSAGE']._serialized_start=1424
+  _globals['_DAYUSAGE']._serialized_end=1531
+  _globals['_ACCOUNTSERVICE']._serialized_start=1534
+  _globals['_ACCOUNTSERVICE']._serialized_end=2051
 # @@protoc_insertion_point(module_scope)

@@ -27,30 +27,95 @@ class Limits(_message.Message):
 
     CALLS_PER_SECOND_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
+    CALLS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    PER_DAY_FIELD_NUMBER: _builtins.int
+    PER_MONTH_FIELD_NUMBER: _builtins.int
     calls_per_second: _builtins.float
     """Refill rate of the account's token bucket, in calls per second."""
     burst: _builtins.int
     """Capacity of the account's token bucket, in calls."""
+    calls_in_flight: _builtins.int
+    """Calls that one replica of a service may have under way for the account."""
+    @_builtins.property
+    def per_day(self) -> Global___Quota: ...
+    @_builtins.property
+    def per_month(self) -> Global___Quota: ...
     def __init__(
         self,
         *,
         calls_per_second: _builtins.float | None = ...,
         burst: _builtins.int | None = ...,
+        calls_in_flight: _builtins.int | None = ...,
+        per_day: Global___Quota | None = ...,
+        per_month: Global___Quota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_calls_per_second", b"_calls_per_second", "burst", b"burst", "calls_per_second", b"calls_per_second"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_calls_in_flight", b"_calls_in_flight", "_calls_per_second", b"_calls_per_second", "burst", b"burst", "calls_in_flight", b"calls_in_flight", "calls_per_second", b"calls_per_second", "per_day", b"per_day", "per_month", b"per_month"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_calls_per_second", b"_calls_per_second", "burst", b"burst", "calls_per_second", b"calls_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_burst", b"_burst", "_calls_in_flight", b"_calls_in_flight", "_calls_per_second", b"_calls_per_second", "burst", b"burst", "calls_in_flight", b"calls_in_flight", "calls_per_second", b"calls_per_second", "per_day", b"per_day", "per_month", b"per_month"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__burst: _TypeAlias = _typing.Literal["burst"]  # noqa: Y015
     _WhichOneofArgType__burst: _TypeAlias = _typing.Literal["_burst", b"_burst"]  # noqa: Y015
+    _WhichOneofReturnType__calls_in_flight: _TypeAlias = _typing.Literal["calls_in_flight"]  # noqa: Y015
+    _WhichOneofArgType__calls_in_flight: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight"]  # noqa: Y015
     _WhichOneofReturnType__calls_per_second: _TypeAlias = _typing.Literal["calls_per_second"]  # noqa: Y015
     _WhichOneofArgType__calls_per_second: _TypeAlias = _typing.Literal["_calls_per_second", b"_calls_per_second"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__burst) -> _WhichOneofReturnType__burst | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calls_in_flight) -> _WhichOneofReturnType__calls_in_flight | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__calls_per_second) -> _WhichOneofReturnType__calls_per_second | None: ...
 
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class Quota(_message.Message):
+    """What an account may use in a day or a month of UTC. A field that is not set has no quota; in
+    UpdateAccount it keeps what is there, and 0 removes it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    points: _builtins.int
+    """Points written, and passages of documents."""
+    documents: _builtins.int
+    bytes: _builtins.int
+    """Bytes of requests that write points, and of documents."""
+    def __init__(
+        self,
+        *,
+        calls: _builtins.int | None = ...,
+        points: _builtins.int | None = ...,
+        documents: _builtins.int | None = ...,
+        bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_calls", b"_calls", "_documents", b"_documents", "_points", b"_points", "bytes", b"bytes", "calls", b"calls", "documents", b"documents", "points", b"points"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_calls", b"_calls", "_documents", b"_documents", "_points", b"_points", "bytes", b"bytes", "calls", b"calls", "documents", b"documents", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = _typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = _typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__calls: _TypeAlias = _typing.Literal["calls"]  # noqa: Y015
+    _WhichOneofArgType__calls: _TypeAlias = _typing.Literal["_calls", b"_calls"]  # noqa: Y015
+    _WhichOneofReturnType__documents: _TypeAlias = _typing.Literal["documents"]  # noqa: Y015
+    _WhichOneofArgType__documents: _TypeAlias = _typing.Literal["_documents", b"_documents"]  # noqa: Y015
+    _WhichOneofReturnType__points: _TypeAlias = _typing.Literal["points"]  # noqa: Y015
+    _WhichOneofArgType__points: _TypeAlias = _typing.Literal["_points", b"_points"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calls) -> _WhichOneofReturnType__calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__documents) -> _WhichOneofReturnType__documents | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__points) -> _WhichOneofReturnType__points | None: ...
+
+Global___Quota: _TypeAlias = Quota  # noqa: Y015
 
 @_typing.final
 class Account(_message.Message):
@@ -315,3 +380,93 @@ class DeleteAccountResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAccountResponse: _TypeAlias = DeleteAccountResponse  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Empty: the calling account."""
+    days: _builtins.int
+    """How many days back, today included; 0: 30. At most 400."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___DayUsage]:
+        """Newest first; a day without use is left out."""
+
+    @_builtins.property
+    def month(self) -> Global___DayUsage:
+        """What is used of this month (UTC)."""
+
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[Global___DayUsage] | None = ...,
+        month: Global___DayUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["month", b"month"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "month", b"month"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class DayUsage(_message.Message):
+    """Counted a few seconds behind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """YYYY-MM-DD, in UTC; of a month its first day."""
+    calls: _builtins.int
+    """Calls that were let in, and those that were refused though their token was valid."""
+    refusals: _builtins.int
+    points: _builtins.int
+    documents: _builtins.int
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        refusals: _builtins.int = ...,
+        points: _builtins.int = ...,
+        documents: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "calls", b"calls", "date", b"date", "documents", b"documents", "points", b"points", "refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DayUsage: _TypeAlias = DayUsage  # noqa: Y015

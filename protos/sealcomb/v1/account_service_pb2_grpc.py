@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AccountServiceStub:
-    """Accounts: the tenants of an installation. Every method wants an operator token.
+    """Accounts: the tenants of an installation. Every method but GetUsage wants an operator token.
     """
 
     def __init__(self, channel):
@@ -60,10 +60,15 @@ class AccountServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_account__service__pb2.DeleteAccountRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_account__service__pb2.DeleteAccountResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/sealcomb.v1.AccountService/GetUsage',
+                request_serializer=sealcomb_dot_v1_dot_account__service__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_account__service__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
 
 
 class AccountServiceServicer:
-    """Accounts: the tenants of an installation. Every method wants an operator token.
+    """Accounts: the tenants of an installation. Every method but GetUsage wants an operator token.
     """
 
     def CreateAccount(self, request, context):
@@ -101,6 +106,14 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """Says what an account used by the day. An operator asks about any account; a token with the `admin` scope
+        about its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccountServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +142,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     request_deserializer=sealcomb_dot_v1_dot_account__service__pb2.DeleteAccountRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_account__service__pb2.DeleteAccountResponse.SerializeToString,
             ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=sealcomb_dot_v1_dot_account__service__pb2.GetUsageRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_account__service__pb2.GetUsageResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'sealcomb.v1.AccountService', rpc_method_handlers)
@@ -138,7 +156,7 @@ def add_AccountServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccountService:
-    """Accounts: the tenants of an installation. Every method wants an operator token.
+    """Accounts: the tenants of an installation. Every method but GetUsage wants an operator token.
     """
 
     @staticmethod
@@ -266,6 +284,33 @@ class AccountService:
             '/sealcomb.v1.AccountService/DeleteAccount',
             sealcomb_dot_v1_dot_account__service__pb2.DeleteAccountRequest.SerializeToString,
             sealcomb_dot_v1_dot_account__service__pb2.DeleteAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.AccountService/GetUsage',
+            sealcomb_dot_v1_dot_account__service__pb2.GetUsageRequest.SerializeToString,
+            sealcomb_dot_v1_dot_account__service__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccountServiceStub:
-    """Accounts: the tenants of an installation. Every method wants an operator token."""
+    """Accounts: the tenants of an installation. Every method but GetUsage wants an operator token."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,10 +43,14 @@ class AccountServiceStub:
     """Changes limits, or suspends and resumes."""
     DeleteAccount: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.DeleteAccountRequest, _account_service_pb2.DeleteAccountResponse]
     """Destroys the account's keys, then its data. `confirm` must repeat the account id."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.GetUsageRequest, _account_service_pb2.GetUsageResponse]
+    """Says what an account used by the day. An operator asks about any account; a token with the `admin` scope
+    about its own.
+    """
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
-    """Accounts: the tenants of an installation. Every method wants an operator token."""
+    """Accounts: the tenants of an installation. Every method but GetUsage wants an operator token."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.CreateAccountRequest, _account_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
@@ -59,9 +63,13 @@ class AccountServiceAsyncStub(AccountServiceStub):
     """Changes limits, or suspends and resumes."""
     DeleteAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.DeleteAccountRequest, _account_service_pb2.DeleteAccountResponse]  # type: ignore[assignment]
     """Destroys the account's keys, then its data. `confirm` must repeat the account id."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetUsageRequest, _account_service_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """Says what an account used by the day. An operator asks about any account; a token with the `admin` scope
+    about its own.
+    """
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Accounts: the tenants of an installation. Every method wants an operator token."""
+    """Accounts: the tenants of an installation. Every method but GetUsage wants an operator token."""
 
     @_abc_1.abstractmethod
     def CreateAccount(
@@ -102,5 +110,15 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_account_service_pb2.DeleteAccountResponse, _abc.Awaitable[_account_service_pb2.DeleteAccountResponse]]:
         """Destroys the account's keys, then its data. `confirm` must repeat the account id."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _account_service_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_service_pb2.GetUsageResponse, _abc.Awaitable[_account_service_pb2.GetUsageResponse]]:
+        """Says what an account used by the day. An operator asks about any account; a token with the `admin` scope
+        about its own.
+        """
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -79,6 +79,8 @@ INNER_RULES: dict[str, Rule] = dict(
         _inner(_P, "GetDocumentRecord", (_I,), _DOCS, permits=True),
         _inner(_P, "ListDocumentRecords", (_I,), _DOCS),
         _inner(_P, "DeleteDocumentRecord", (_I,), _DOCS, permits=True),
+        (f"{_INNER}EdgeService/ReportUsage", Rule(frozenset({_V}), needs_context=False)),
+        (f"{_INNER}EdgeService/CheckTokens", Rule(frozenset({_I}), needs_context=False)),
         _inner(_P, "SearchPassages", (_I,), frozenset({_SEARCH})),
     ]
 )

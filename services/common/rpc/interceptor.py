@@ -9,7 +9,8 @@ only that it was refused.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -22,6 +23,8 @@ from services.common.clock import SystemClock
 from services.common.context import HEADER, Caller, ContextRefused, ContextVerifier, acting_as
 from services.common.errors import PermissionDenied, SealcombError, Unimplemented
 from services.common.rpc.authorization import Rule, check_context
+from services.common.rpc.in_flight import CallsInFlight
+from services.common.rpc.open_streams import OpenStreams
 from services.common.rpc.peer_certificates import PeerCertificates
 from services.common.rpc.requests import checked, tolerant
 from services.common.rpc.status import DETAILS_KEY, grpc_code, internal_error, status_proto
@@ -29,6 +32,9 @@ from services.common.tls import SPIFFE_PREFIX
 
 _log = structlog.get_logger("rpc")
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+# Counts what a call used: its account, request and response. In a stream of requests each is counted as it
+# is read, without a response.
+Count = Callable[[str, Any, Any], None]
 
 
 class PeerRefused(PermissionDenied):
@@ -50,6 +56,17 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         self._verifier = verifier
         self._certificates: PeerCertificates | None = None
         self._alarms = Alarms(service, SystemClock())
+        self._calls = CallsInFlight()
+        self._streams: OpenStreams | None = None
+        self._counts: Mapping[str, Count] = {}
+
+    def watch_streams(self, streams: OpenStreams) -> None:
+        """Ends streams whose token ends while they are open."""
+        self._streams = streams
+
+    def count_by(self, counts: Mapping[str, Count]) -> None:
+        """Has what calls of some methods used counted."""
+        self._counts = counts
 
     def watch_certificates(self, certificates: PeerCertificates) -> None:
         """Refuses calls under certificates that are not good any more; the server says which those are."""
@@ -81,7 +98,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                self._unary(path, handler.stream_unary),
+                self._unary(path, handler.stream_unary, streams=True),
                 deserializer,
                 handler.response_serializer,
             )
@@ -89,7 +106,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             self._unary(path, handler.unary_unary), deserializer, handler.response_serializer
         )
 
-    def _unary(self, path: str, behaviour: Any) -> Any:
+    def _unary(self, path: str, behaviour: Any, *, streams: bool = False) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             started = time.perf_counter()
             request_id = _request_id(context)
@@ -99,8 +116,13 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 if caller is None:
                     response = await behaviour(request, context)
                 else:
-                    with acting_as(caller):
+                    count = self._counts.get(path)
+                    if count is not None and streams:
+                        request = _counted(count, caller.context.account, request)
+                    with self._under_way(path, caller, streams), acting_as(caller):
                         response = await behaviour(request, context)
+                    if count is not None and not streams:
+                        count(caller.context.account, request, response)
             except SealcombError as error:
                 await self._refuse(path, context, error, request_id, started)
             except NotImplementedError:
@@ -123,21 +145,22 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             request_id = _request_id(context)
             try:
                 caller = self._admit(path, context)
-                responses = behaviour(checked(request), context)
-                while True:
-                    # The caller is current only while the handler runs: a generator's own frames
-                    # would otherwise leave it set in whatever context resumes them.
-                    try:
-                        if caller is None:
-                            response = await anext(responses)
-                        else:
-                            with acting_as(caller):
+                with self._under_way(path, caller, streams=True):
+                    responses = behaviour(checked(request), context)
+                    while True:
+                        # The caller is current only while the handler runs: a generator's own frames
+                        # would otherwise leave it set in whatever context resumes them.
+                        try:
+                            if caller is None:
                                 response = await anext(responses)
-                    except StopAsyncIteration:
-                        break
-                    # A stream may last for longer than its peer's certificate.
-                    self._check_certificate(context)
-                    yield response
+                            else:
+                                with acting_as(caller):
+                                    response = await anext(responses)
+                        except StopAsyncIteration:
+                            break
+                        # A stream may last for longer than its peer's certificate.
+                        self._check_certificate(context)
+                        yield response
             except SealcombError as error:
                 await self._refuse(path, context, error, request_id, started)
             except NotImplementedError:
@@ -152,6 +175,18 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 telemetry.observe_call(self._service, path, "OK", time.perf_counter() - started)
 
         return call
+
+    @contextmanager
+    def _under_way(self, path: str, caller: Caller | None, streams: bool) -> Iterator[None]:
+        # Only the edge's own calls: those that a service makes for another are bounded by them.
+        if caller is None or caller.context.method != path:
+            yield
+        elif streams and self._streams is not None:
+            with self._calls.counted(caller.context), self._streams.watched(caller.context):
+                yield
+        else:
+            with self._calls.counted(caller.context):
+                yield
 
     def _admit(self, path: str, context: grpc.aio.ServicerContext[Any, Any]) -> Caller | None:
         """The verified caller, None where the rule wants no context; raises for a refusal."""
@@ -203,6 +238,12 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     async def _unknown(self, _request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+
+
+async def _counted(count: Count, account: str, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        count(account, request, None)
+        yield request
 
 
 def peer_service(context: grpc.aio.ServicerContext[Any, Any]) -> str:

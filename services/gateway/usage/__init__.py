@@ -1,0 +1,1 @@
+"""What each account used by the day, and the quotas that bound it."""
