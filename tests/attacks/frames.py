@@ -57,6 +57,7 @@ class Attacker:
     # The error of a GOAWAY; None before one.
     goaway: int | None = None
     sent_bytes: int = 0
+    ended_streams: int = 0
     encoder: hpack.Encoder = field(default_factory=hpack.Encoder)
     _buffer: bytes = b""
     _next_stream: int = 1
@@ -88,7 +89,7 @@ class Attacker:
             if time.monotonic() > deadline:
                 return False
             if read:
-                self._take()
+                self.take()
             try:
                 count = self.tls.send(view[:65536])
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
@@ -106,7 +107,7 @@ class Attacker:
         deadline = time.monotonic() + timeout_s
         while not self.closed and (left_s := deadline - time.monotonic()) > 0:
             select.select([self.tls], [], [], min(left_s, 0.2))
-            self._take()
+            self.take()
         return self.closed
 
     def wait_for(self, kind: int, timeout_s: float) -> None:
@@ -114,7 +115,7 @@ class Attacker:
         deadline = time.monotonic() + timeout_s
         while not self.closed and not self.received[kind] and time.monotonic() < deadline:
             select.select([self.tls], [], [], 0.2)
-            self._take()
+            self.take()
 
     def sync(self, timeout_s: float = 10.0) -> bool:
         """Waits until all that was sent is processed, by a PING; False if the connection has ended."""
@@ -123,10 +124,11 @@ class Attacker:
         deadline = time.monotonic() + timeout_s
         while not self.closed and self.received[-PING] < self._pings and time.monotonic() < deadline:
             select.select([self.tls], [], [], 0.2)
-            self._take()
+            self.take()
         return not self.closed and self.goaway is None
 
-    def _take(self) -> None:
+    def take(self) -> None:
+        """Takes what has come."""
         while not self.closed:
             try:
                 data = self.tls.recv(65536)
@@ -148,6 +150,8 @@ class Attacker:
             kind, flags = self._buffer[3], self._buffer[4]
             payload, self._buffer = self._buffer[9 : 9 + length], self._buffer[9 + length :]
             self.received[kind] += 1
+            if kind in (DATA, HEADERS) and flags & END_STREAM:
+                self.ended_streams += 1
             if kind == PING and flags & ACK:
                 self.received[-PING] += 1
             elif kind == RST_STREAM:

@@ -401,6 +401,7 @@ def test_the_running_configuration_routes_every_method_under_policy(edge: Edge) 
     ]
     assert [match.get("path", match.get("prefix")) for match in without] == [
         "/",
+        "/",
         "/grpc.health.v1.Health/Check",
         "/",
     ]

@@ -24,12 +24,12 @@ def config(tmp_path: Path) -> Json:
 
 def test_there_is_one_exact_route_for_each_method_and_nothing_else(config: Json) -> None:
     paths = [route["match"].get("path") for route in routes(config)]
-    assert paths == [None, *EDGE_METHODS, *HEALTH_METHODS, None]
-    for route in routes(config)[1:-1]:
+    assert paths == [None, None, *EDGE_METHODS, *HEALTH_METHODS, None]
+    for route in routes(config)[2:-1]:
         assert {"name": ":path", "string_match": {"exact": route["match"]["path"]}} in route["match"][
             "headers"
         ]
-    assert "direct_response" in routes(config)[0]
+    assert all("direct_response" in route for route in routes(config)[:2])
     assert "direct_response" in routes(config)[-1]
 
 

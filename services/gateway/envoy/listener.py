@@ -33,13 +33,17 @@ from services.gateway.envoy.plan import (
     sds_config,
     socket_address,
 )
+from services.gateway.envoy.refusals import (
+    HEADER_KIB_MAX,
+    HEADER_KIB_READ,
+    REFUSALS,
+    SIZE_HEADER,
+    refusal_routes,
+)
 from services.gateway.ext_authz import ACCOUNT_HEADER, ADDRESS_HEADER
 
 _FILTERS = TYPE + "extensions.filters.http."
 _EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
-# Larger headers are refused as a call should be; far larger ones end the stream, or the connection.
-_HEADER_KIB_MAX, _HEADER_KIB_READ = 16, 80
-SIZE_HEADER = "sealcomb-size"
 _CLIENT_ADDRESS = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 _IDLE_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
@@ -87,7 +91,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
             "initial_stream_window_size": STREAM_WINDOW_BYTES,
             "initial_connection_window_size": CONNECTION_WINDOW_BYTES,
             # SETTINGS_MAX_HEADER_LIST_SIZE: a client that heeds it refuses larger metadata itself.
-            "custom_settings_parameters": [{"identifier": 6, "value": _HEADER_KIB_MAX * 1024}],
+            "custom_settings_parameters": [{"identifier": 6, "value": HEADER_KIB_MAX * 1024}],
             "max_outbound_frames": 5000,
             "max_outbound_control_frames": 500,
             "max_consecutive_inbound_frames_with_empty_payload": 1,
@@ -102,7 +106,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
             # A header with an underscore may be read as one with a hyphen further in.
             "headers_with_underscores_action": "DROP_HEADER",
         },
-        "max_request_headers_kb": _HEADER_KIB_READ,
+        "max_request_headers_kb": HEADER_KIB_READ,
         "request_headers_timeout": "10s",
         "stream_idle_timeout": f"{_IDLE_S:g}s",
         "delayed_close_timeout": "1s",
@@ -132,7 +136,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
                     "name": "all",
                     "domains": ["*"],
                     "routes": [
-                        _large_headers_route(),
+                        *refusal_routes(),
                         *(_route(plan, method) for method in EDGE_METHODS.values()),
                         *(_health_route(path) for path in HEALTH_METHODS),
                         _unlisted_route(),
@@ -236,15 +240,6 @@ def _health_route(path: str) -> Json:
     }
 
 
-def _large_headers_route() -> Json:
-    too_large = {"start": _HEADER_KIB_MAX * 1024 + 1, "end": 2**62}
-    return {
-        "match": {"prefix": "/", "headers": [{"name": SIZE_HEADER, "range_match": too_large}]},
-        "direct_response": {"status": 431},
-        "typed_per_filter_config": {_EXT_AUTHZ_FILTER: _no_policy(), _BUFFER_FILTER: _no_buffer()},
-    }
-
-
 def _unlisted_route() -> Json:
     message = "no such method"
     return {
@@ -328,10 +323,7 @@ def _local_replies(plan: EdgePlan) -> Json:
         f"the request is larger than {plan.message_bytes_max} bytes; send less at once",
         reason="MESSAGE_TOO_LARGE",
     )
-    large_headers = ResourceExhausted(
-        f"the headers are larger than {_HEADER_KIB_MAX} KiB; send less metadata", reason="METADATA_TOO_LARGE"
-    )
     unavailable = Unavailable("a part of the service is not reachable; try again", retry_after_s=1.0)
     late = DeadlineExceeded("the call did not end in time; try again")
-    replies = {413: too_large, 431: large_headers, 503: unavailable, 408: late, 504: late}
+    replies = {**REFUSALS, 413: too_large, 503: unavailable, 408: late, 504: late}
     return {"mappers": [_local_reply(http_status, error) for http_status, error in replies.items()]}
