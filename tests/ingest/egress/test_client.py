@@ -334,7 +334,9 @@ async def test_session_keys_and_proxies_of_the_environment_are_not_used(
     monkeypatch.setenv("SSLKEYLOGFILE", str(keys))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
-    fresh = Tls(tls.server, open_tls(str(tls.ca_file)), tls.certificate_file, tls.key_file, tls.ca_file)
+    fresh = Tls(
+        tls.server, open_tls(str(tls.ca_file)), tls.certificate_file, tls.key_file, tls.ca_file, tls.ca
+    )
     async with two_servers(fresh, answering()) as (egress, good, _):
         assert (await egress.send("GET", f"https://good.test:{good.port}/")).status == 200
     assert not keys.exists()

@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,14 +24,22 @@ ITEMS = 30
 class Lives:
     """The process that begins lives, and the one that lives now."""
 
-    def __init__(self, rig: Rig, things: Path) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        wish: Path | str,
+        *,
+        module: str = "tests.ingest.jobs.killable",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._rig = rig
         settings = rig.settings.model_dump_json()
         self._errors = (rig.folder / "stderr.txt").open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ingest.jobs.killable", settings, str(things)],
+            [sys.executable, "-m", module, settings, str(wish)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join((".", "protos", "client"))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((".", "protos", "client"))}
+            | dict(environ or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

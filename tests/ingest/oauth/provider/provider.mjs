@@ -49,9 +49,12 @@ for (const name of ['grant.success', 'grant.error', 'grant.revoked', 'authorizat
   });
 }
 
-// GitHub says what it granted; this server says nothing of scopes that are not OpenID's.
 provider.use(async (ctx, next) => {
   await next();
+  if (ctx.body?.access_token) {
+    say({ event: 'tokens', access_token: ctx.body.access_token, refresh_token: ctx.body.refresh_token });
+  }
+  // GitHub says what it granted; this server says nothing of scopes that are not OpenID's.
   if (settings.github && ctx.path.endsWith('/access_token') && ctx.body?.access_token) ctx.body.scope = 'repo';
 });
 

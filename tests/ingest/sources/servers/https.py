@@ -163,6 +163,7 @@ class Tls:
     certificate_file: Path
     key_file: Path
     ca_file: Path
+    ca: TestCa
 
 
 def make_tls(folder: Path, names: Sequence[str]) -> Tls:
@@ -171,7 +172,7 @@ def make_tls(folder: Path, names: Sequence[str]) -> Tls:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     client = open_tls(str(folder / "ca.pem"))
-    return Tls(server, client, folder / "cert.pem", folder / "key.pem", Path(files.folder) / "ca.pem")
+    return Tls(server, client, folder / "cert.pem", folder / "key.pem", Path(files.folder) / "ca.pem", ca)
 
 
 def open_egress(
