@@ -69,9 +69,15 @@ class Client:
         mode: str = "hybrid",
         filter: FilterLike = None,  # noqa: A002  (the API's own word)
         as_principals: Iterable[str] = (),
+        one_per_document: bool = False,
+        rerank: bool = False,
         timeout_s: float = 30.0,
     ) -> Sequence[search_service_pb2.SearchHit]:
-        """Passages that answer a text, best first; `mode` is hybrid, dense or lexical."""
+        """Passages that answer a text, best first; `mode` is hybrid, dense or lexical.
+
+        `one_per_document` gives each document's best passage alone; `rerank` puts the first hits in order
+        anew by the operator's cross-encoder, if there is one.
+        """
         request = search_service_pb2.SearchRequest(
             collection=collection,
             query=query,
@@ -79,6 +85,8 @@ class Client:
             mode=_mode(mode),
             filter=filter_of(filter),
             as_principals=as_principals,
+            one_per_document=one_per_document,
+            rerank=rerank,
         )
         return self._transport.unary(self._search.Search, request, timeout_s=timeout_s).hits
 

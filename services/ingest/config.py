@@ -28,6 +28,9 @@ class IngestSettings(ServiceSettings):
     # Threads that embed; 0: one for each core.
     embedder_workers: int = Field(default=0, ge=0, le=256)
 
+    # `onnx:<folder>` of a cross-encoder; empty: none.
+    reranker: str = Field(default="", pattern=r"^(onnx:.+)?$")
+
     document_bytes_max: int = Field(default=64 * _MIB, ge=1024, le=64 * _MIB)
     # All uploads in progress keep their documents in memory until they are committed.
     upload_bytes_in_flight_max: int = Field(default=512 * _MIB, ge=_MIB)

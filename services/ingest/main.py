@@ -50,6 +50,7 @@ from services.ingest.extract.process import ExtractionLimits, Extractor
 from services.ingest.originals import Originals
 from services.ingest.peers import VectorstoreClient
 from services.ingest.pipeline import Pipeline
+from services.ingest.rerank import Reranker, open_scorer
 from services.ingest.search import EmbedderIdentity, Search
 from services.ingest.servicers.documents import DocumentServicer
 from services.ingest.servicers.events import KeyEvents
@@ -93,6 +94,7 @@ async def serve(
         workers=settings.extract_workers,
     )
     pipeline = Pipeline(extractor, embedder, pool)
+    reranker = Reranker(open_scorer(settings.reranker))
     keyvault_channel = open_channel(settings.keyvault_address, methods.KEYVAULT, settings.tls)
     vectorstore_channel = open_channel(settings.vectorstore_address, methods.VECTORSTORE, settings.tls)
     edge_channel = None
@@ -106,7 +108,7 @@ async def serve(
         originals = Originals(objects, keys, store, clock)
         await originals.resume_removals()
         identity = EmbedderIdentity(embedder.fingerprint, embedder.dimension)
-        search = Search(vectorstore, pool, identity, clock)
+        search = Search(vectorstore, pool, identity, reranker, clock)
         uploads = Uploads(
             passages=vectorstore,
             permits=keyvault,
@@ -167,6 +169,7 @@ async def serve(
         await extractor.close()
         await pool.close()
         pipeline.close()
+        reranker.close()
         embedder.close()
         for channel in (keyvault_channel, vectorstore_channel, edge_channel):
             if channel is not None:

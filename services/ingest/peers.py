@@ -25,7 +25,6 @@ _LIST_S = 30.0
 # Room for the framing of a message.
 _PUT_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
 _CALL_S = 15.0
-_COLLECTION_NOT_FOUND = "COLLECTION_NOT_FOUND"
 _Response = TypeVar("_Response")
 
 
@@ -40,20 +39,16 @@ class VectorstoreClient:
         response = await _call(
             self._stub.ResolveCollection, pb.ResolveCollectionRequest(collection=collection)
         )
-        return CollectionInfo(
-            response.collection_id, response.dimension, response.embedder, response.embedder_fingerprint
-        )
+        return _collection(response)
 
-    async def find(self, collection: str, idempotency_key: str) -> DocumentRecord | None:
-        """The document that was uploaded under a key, if there is one. Raises NotFound for the collection."""
-        request = pb.GetDocumentRecordRequest(collection=collection, idempotency_key=idempotency_key)
-        try:
-            response = await _call(self._stub.GetDocumentRecord, request)
-        except NotFound as error:
-            if error.reason == _COLLECTION_NOT_FOUND:
-                raise
-            return None
-        return _record(response.document)
+    async def find(
+        self, collection: str, idempotency_key: str
+    ) -> tuple[CollectionInfo, DocumentRecord | None]:
+        """A collection, and its document that was uploaded under a key, if there is one. Raises NotFound."""
+        request = pb.ResolveCollectionRequest(collection=collection, idempotency_key=idempotency_key)
+        response = await _call(self._stub.ResolveCollection, request)
+        document = _record(response.document) if response.HasField("document") else None
+        return _collection(response), document
 
     async def put(
         self, collection_id: str, record: DocumentRecord, passages: tuple[Passage, ...], replaces: str = ""
@@ -64,7 +59,11 @@ class VectorstoreClient:
         )
         for passage in passages:
             request.passages.add(
-                index=passage.index, page=passage.page, text=passage.text, vector_f32=passage.vector
+                index=passage.index,
+                page=passage.page,
+                text=passage.text,
+                vector_f32=passage.vector,
+                heading=passage.heading,
             )
         if request.ByteSize() > _PUT_BYTES_MAX:
             raise invalid("chunk", "the document has too much text; split it", reason="DOCUMENT_TOO_LARGE")
@@ -107,6 +106,7 @@ class VectorstoreClient:
             top_k=query.top_k,
             mode=mode,
             as_principals=query.as_principals,
+            one_per_document=query.one_per_document,
         )
         if query.filter is not None:
             request.filter.CopyFrom(cast("filter_pb2.Filter", query.filter))
@@ -120,6 +120,7 @@ class VectorstoreClient:
                 text=hit.text,
                 score=hit.score,
                 metadata=hit.metadata if hit.HasField("metadata") else None,
+                heading=hit.heading,
             )
             for hit in response.hits
         ]
@@ -135,6 +136,12 @@ async def _call(
             raise
         # The one kind that the domain acts on by its type.
         raise NotFound(error.message, reason=error.reason) from None
+
+
+def _collection(response: pb.ResolveCollectionResponse) -> CollectionInfo:
+    return CollectionInfo(
+        response.collection_id, response.dimension, response.embedder, response.embedder_fingerprint
+    )
 
 
 def _record(document: pb.DocumentRecord) -> DocumentRecord:

@@ -84,7 +84,7 @@ class Pipeline:
         vectors = await self._queue.embed([_embedded_text(title, chunk) for chunk in chunks], Priority.BULK)
         rows = np.ascontiguousarray(vectors, dtype="<f4")
         passages = tuple(
-            Passage(chunk.index, chunk.page, chunk.text.strip(), row.tobytes())
+            Passage(chunk.index, chunk.page, chunk.text.strip(), row.tobytes(), chunk.heading)
             for chunk, row in zip(chunks, rows, strict=True)
         )
         return Processed(form, max(page.number for page in extracted.pages), passages)

@@ -44,6 +44,7 @@ class Passage:
     page: int
     text: str = field(repr=False)
     vector: bytes = field(repr=False)
+    heading: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class SearchQuery:
     mode: str
     filter: object = field(repr=False)
     as_principals: tuple[str, ...] = field(repr=False)
+    one_per_document: bool = False
+    rerank: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,4 @@ class Hit:
     text: str = field(repr=False)
     score: float
     metadata: object = field(repr=False)
+    heading: str = field(default="", repr=False)

@@ -7,6 +7,7 @@ a search by meaning in a collection of another embedder is refused. Queries are 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from services.common.context import current_account
 from services.common.errors import FailedPrecondition
 from services.ingest.embedders.pool import Priority
 from services.ingest.records import CollectionInfo, Hit, SearchQuery
+from services.ingest.rerank import CANDIDATES, Reranker
 
 LEXICAL = "LEXICAL"
 # A collection's embedder never changes; what may change is which collection has the name.
@@ -70,11 +72,17 @@ class Search:
     """Searches within the account of the call in progress."""
 
     def __init__(
-        self, passages: PassageSearch, queue: EmbeddingQueue, embedder: EmbedderIdentity, clock: Clock
+        self,
+        passages: PassageSearch,
+        queue: EmbeddingQueue,
+        embedder: EmbedderIdentity,
+        reranker: Reranker,
+        clock: Clock,
     ) -> None:
         self._passages = passages
         self._queue = queue
         self._embedder = embedder
+        self._reranker = reranker
         self._clock = clock
         self._resolved: OrderedDict[tuple[str, str], tuple[float, CollectionInfo]] = OrderedDict()
 
@@ -84,6 +92,8 @@ class Search:
 
     async def search_batch(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Ranked passages of searches in one collection, in their order; all or an error."""
+        if any(query.rerank for query in queries):
+            self._reranker.check()
         by_meaning = [query for query in queries if query.mode != LEXICAL]
         vectors: dict[int, bytes] = {}
         if by_meaning:
@@ -96,7 +106,7 @@ class Search:
 
         async def one(query: SearchQuery) -> list[Hit]:
             async with slots:
-                return await self._passages.search(query, vectors.get(id(query), b""))
+                return await self._ranked(query, vectors.get(id(query), b""))
 
         tasks = [asyncio.create_task(one(query)) for query in queries]
         try:
@@ -104,6 +114,20 @@ class Search:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _ranked(self, query: SearchQuery, vector: bytes) -> list[Hit]:
+        if not query.rerank:
+            return await self._passages.search(query, vector)
+        wanted = dataclasses.replace(query, top_k=max(query.top_k, CANDIDATES))
+        hits = await self._passages.search(wanted, vector)
+        first, rest = hits[:CANDIDATES], hits[CANDIDATES:]
+        scores = await self._reranker.scores(query.text, [_read(hit) for hit in first])
+        # What was not read comes after what was, in the order that it had, with no better a score.
+        lowest = float(scores.min()) if len(scores) else 0.0
+        best = sorted(zip(scores.tolist(), first, strict=True), key=lambda pair: -pair[0])
+        ranked = [dataclasses.replace(hit, score=score) for score, hit in best]
+        ranked += [dataclasses.replace(hit, score=lowest) for hit in rest]
+        return ranked[: query.top_k]
 
     def forget_names(self) -> None:
         """Forgets which collections have which names."""
@@ -122,3 +146,8 @@ class Search:
         if len(self._resolved) > _RESOLVED_MAX:
             self._resolved.popitem(last=False)
         return found
+
+
+def _read(hit: Hit) -> str:
+    """What a reranker reads of a hit."""
+    return f"{hit.heading}\n{hit.text}" if hit.heading else hit.text

@@ -50,11 +50,10 @@ _CERTAIN = frozenset(
 class PassageWriter(Protocol):
     """What an upload needs of vectorstore."""
 
-    async def resolve(self, collection: str) -> CollectionInfo:
-        """A collection by name. Raises NotFound."""
-
-    async def find(self, collection: str, idempotency_key: str) -> DocumentRecord | None:
-        """The document that was uploaded under a key, if there is one."""
+    async def find(
+        self, collection: str, idempotency_key: str
+    ) -> tuple[CollectionInfo, DocumentRecord | None]:
+        """A collection by name, and its document of an idempotency key that is not empty. Raises NotFound."""
 
     async def put(
         self, collection_id: str, record: DocumentRecord, passages: tuple[Passage, ...]
@@ -117,12 +116,10 @@ class Uploads:
 
         Raises what the collection, the budget, the pipeline and the commit raise; then nothing is left of it.
         """
-        collection = await self._passages.resolve(header.collection)
+        collection, earlier = await self._passages.find(header.collection, header.idempotency_key)
         self._check_collection(collection)
-        if header.idempotency_key:
-            earlier = await self._passages.find(header.collection, header.idempotency_key)
-            if earlier is not None:
-                return collection, earlier
+        if earlier is not None:
+            return collection, earlier
         ttl_s = int(self._limits.total_s_max) + _PERMIT_MARGIN_S
         with Standing(self._permits, self._clock, ttl_s, self._spawn) as standing:
             return collection, await self._take_in(collection, header, parts, standing)

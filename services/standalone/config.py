@@ -43,6 +43,8 @@ class StandaloneSettings(BaseSettings):
     embedder: str = ""
     # model.json of that embedder; not set: the one in its folder.
     embedder_info: Path | None = None
+    # A cross-encoder for searches that ask for it, `onnx:<folder>`; empty: none.
+    reranker: str = ""
     # The operator's OAuth clients, registered redirect addresses, and private hosts that sources may be on.
     oauth_clients_file: Path | None = None
     oauth_redirect_uris: str = ""
@@ -136,6 +138,7 @@ class Layout:
     def _ingest(self) -> dict[str, str]:
         settings = self.settings
         said = {
+            "RERANKER": settings.reranker,
             "OAUTH_CLIENTS_FILE": settings.oauth_clients_file and str(settings.oauth_clients_file.absolute()),
             "OAUTH_REDIRECT_URIS": settings.oauth_redirect_uris,
             "EGRESS_ALLOW": settings.egress_allow,

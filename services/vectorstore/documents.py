@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from services.vectorstore.arrays import Growable
 from services.vectorstore.columns import Columns, Indexed
@@ -133,6 +134,10 @@ class DocumentState(State):
         if stored is None or passage is None:
             raise LookupError("a dead row")
         return stored.document, passage
+
+    def owners(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The number of the document that each row is of."""
+        return self._owner.view()[rows]
 
     def point(self, row: int) -> Point:
         """A living row; its metadata is its document's."""

@@ -11,6 +11,8 @@ float32, their count and dimension known from what stands before. An operation b
     5 PutDocument      that replaces: id of the older version, then as 3
     6 UpsertPoints     in snapshots: list of (id, u64 version, metadata, text), then the vectors
     7 UpdatePoints     list of (id, u8 what is given: 1 metadata, 2 text, and those)
+    8 PutDocument      with headings: id of the older version or nothing, document,
+                       list of (u32 index, u32 page, text, heading), then the vectors
 
     document           id, name, content type, u64 size, u32 pages, metadata, list of principals,
                        i64 creation time in ms, object key, idempotency key, u64 sequence
@@ -88,11 +90,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage's place in its document, and its text."""
+    """A passage's place in its document, its text, and the nearest heading above it."""
 
     index: int
     page: int
     text: str
+    heading: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,13 @@ def encode(operations: Sequence[Operation]) -> bytes:
             case DeletePoints(ids):
                 out.append(b"\2" + _texts(ids))
             case PutDocument(document, passages, vectors):
-                kind = b"\5" + _text(operation.replaces) if operation.replaces else b"\3"
-                out += (kind, _document(document), _U32.pack(len(passages)))
+                headed = any(passage.heading for passage in passages)
+                out += (_put_kind(operation.replaces, headed), _document(document))
+                out.append(_U32.pack(len(passages)))
                 for passage in passages:
                     out += (_U32.pack(passage.index), _U32.pack(passage.page), _text(passage.text))
+                    if headed:
+                        out.append(_text(passage.heading))
                 out.append(_vectors(vectors))
             case DeleteDocument(id_):
                 out.append(b"\4" + _text(id_))
@@ -170,6 +176,8 @@ def _operation(reader: Reader, dimension: int) -> Operation:
             return _read_versioned(reader, dimension)
         case 7:
             return _read_update(reader)
+        case 8:
+            return _read_put(reader, dimension, reader.text(), headed=True)
         case _:
             raise DataDamaged
 
@@ -195,9 +203,18 @@ def _read_update(reader: Reader) -> UpdatePoints:
     return UpdatePoints(ids, metadata, texts)
 
 
-def _read_put(reader: Reader, dimension: int, replaces: str) -> PutDocument:
+def _put_kind(replaces: str, headed: bool) -> bytes:
+    if headed:
+        return b"\10" + _text(replaces)
+    return b"\5" + _text(replaces) if replaces else b"\3"
+
+
+def _read_put(reader: Reader, dimension: int, replaces: str, *, headed: bool = False) -> PutDocument:
     document = _read_document(reader)
-    passages = [Passage(reader.u32(), reader.u32(), reader.text()) for _ in range(reader.u32())]
+    passages = [
+        Passage(reader.u32(), reader.u32(), reader.text(), reader.text() if headed else "")
+        for _ in range(reader.u32())
+    ]
     return PutDocument(document, passages, reader.vectors(len(passages), dimension), replaces=replaces)
 
 

@@ -91,6 +91,7 @@ class WantedPassages:
     k: int
     condition: Filter | None
     principals: Sequence[str]
+    one_per_document: bool = False
 
 
 class Finder:
@@ -181,7 +182,7 @@ def _plan_passages(state: State, wanted: WantedPassages) -> tuple[_Search, float
     look = state.look()
     sight = state.index.sight(look.live)
     lexical_index, length_sum = state.lexical, state.lexical.length_sum
-    depth = DEPTH if wanted.mode is Mode.HYBRID else wanted.k
+    depth = DEPTH if wanted.mode is Mode.HYBRID or wanted.one_per_document else wanted.k
     filtered = wanted.condition is not None or look.restricted
     cost_ms = count(wanted.condition) * len(look.alive) * _CONDITION_MS if wanted.condition else 0.0
     if wanted.vector is not None:
@@ -200,13 +201,21 @@ def _plan_passages(state: State, wanted: WantedPassages) -> tuple[_Search, float
             lexical = lexical_index.search(wanted.text, depth, look.live, allowed, length_sum)
         match wanted.mode:
             case Mode.HYBRID:
-                return fuse(dense, lexical, wanted.k)
+                found = fuse(dense, lexical, 2 * DEPTH if wanted.one_per_document else wanted.k)
             case Mode.DENSE:
-                return dense
+                found = dense
             case Mode.LEXICAL:
-                return lexical
+                found = lexical
+        return _best_of_each(state, found, wanted.k) if wanted.one_per_document else found
 
     return search, cost_ms
+
+
+def _best_of_each(state: DocumentState, found: Found, k: int) -> Found:
+    """The first row of each document; rows come best first."""
+    _documents, first = np.unique(state.owners(found.rows), return_index=True)
+    kept = np.sort(first)[:k]
+    return Found(found.rows[kept], found.scores[kept])
 
 
 def _quietly(search: Callable[[], _T]) -> _T:

@@ -191,11 +191,14 @@ class FakeVectorstore(ps_stubs.PassageServiceServicer):
     ) -> ps.ResolveCollectionResponse:
         """A collection by name."""
         found = self._named(request.collection)
+        key = request.idempotency_key
+        earlier = [record for record in found.records.values() if key and record.idempotency_key == key]
         return ps.ResolveCollectionResponse(
             collection_id=found.id,
             dimension=found.dimension,
             embedder=found.embedder,
             embedder_fingerprint=found.fingerprint,
+            document=earlier[0] if earlier else None,
         )
 
     async def PutDocument(self, request: ps.PutDocumentRequest, _context: Any) -> ps.PutDocumentResponse:
@@ -274,6 +277,7 @@ class FakeVectorstore(ps_stubs.PassageServiceServicer):
                         text=passage.text,
                         score=score,
                         metadata=collection.records[document_id].metadata,
+                        heading=passage.heading,
                     )
                 )
         hits.sort(key=lambda hit: -hit.score)

@@ -18,6 +18,7 @@ from services.common.rpc.keyvault import KeyEvent
 from services.common.sealing import DataKey, Identity, OpenFailed, seal
 from services.ingest.budget import UploadBudget
 from services.ingest.originals import PURPOSE, Originals
+from services.ingest.rerank import Reranker
 from services.ingest.search import EmbedderIdentity, Search
 from services.ingest.servicers.events import KeyEvents
 from services.ingest.store import Store
@@ -241,7 +242,8 @@ async def test_a_reading_in_progress_stops_when_the_key_is_disabled(bench: Bench
 
 async def test_key_events_drop_keys_and_say_what_they_could_not_remove(bench: Bench) -> None:
     identity = EmbedderIdentity("", 0)
-    handler = KeyEvents(bench.data_keys, bench.originals, Search(None, None, identity, bench.clock))  # type: ignore[arg-type]
+    search = Search(None, None, identity, Reranker(None), bench.clock)  # type: ignore[arg-type]
+    handler = KeyEvents(bench.data_keys, bench.originals, search)
     object_key = await bench.write(ids.new_id())
     bench.keys.disabled = True
     for event in (KeyEvent.ENABLED, KeyEvent.RESUMED):

@@ -46,6 +46,15 @@ async def test_a_search_by_meaning_finds_the_nearest_passage(rig: Rig) -> None:
         assert (hits[0].page, hits[0].chunk_index) == (0, 0)
 
 
+async def test_a_hit_says_under_which_heading_it_stands(rig: Rig) -> None:
+    text = b"# Apiary\n\nsome words\n\n## Swarms\n\n" + b"a swarm leaves the hive in may " * 90
+    await rig.upload(text, name="swarms.md")
+    request = search.SearchRequest(collection="notes", query="swarm leaves hive", top_k=1)
+    assert [hit.heading for hit in (await rig.call("Search", request)).hits] == ["Swarms"]
+    await rig.call("Search", search.SearchRequest(collection="notes", query="x", one_per_document=True))
+    assert [asked.one_per_document for asked in rig.vectorstore.searches] == [False, True]
+
+
 async def test_each_mode_asks_vectorstore_for_what_it_needs(rig: Rig) -> None:
     condition = filter_pb2.Filter(exists=filter_pb2.Filter.Exists(field="team"))
     for mode in (search.SEARCH_MODE_HYBRID, search.SEARCH_MODE_DENSE, search.SEARCH_MODE_LEXICAL):

@@ -67,11 +67,12 @@ OPERATIONS = st.lists(
         st.builds(
             lambda name, rows: PutDocument(
                 Document("d", name, "t", 2**40, 3, b"m", ("p", name), -1, "o", "k", 7),
-                [Passage(place, 1, text) for place, text in enumerate(rows)],
+                [Passage(place, 1, text, heading) for place, (text, heading) in enumerate(rows)],
                 np.ones((len(rows), 3), np.float32),
+                replaces=name,
             ),
             TEXT,
-            st.lists(TEXT, max_size=3),
+            st.lists(st.tuples(TEXT, st.sampled_from(["", "Spring"])), max_size=3),
         ),
     ),
     max_size=4,

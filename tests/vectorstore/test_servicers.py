@@ -14,8 +14,9 @@ from sealcomb.internal.v1 import passage_service_pb2 as inner
 from sealcomb.v1 import collection_service_pb2 as collections
 from sealcomb.v1 import filter_pb2, search_service_pb2
 from sealcomb.v1 import vector_service_pb2 as vectors
+from services.vectorstore.node import Limits
 from tests.vectorstore.conftest import Rig
-from tests.vectorstore.fakes import OTHER
+from tests.vectorstore.fakes import OTHER, acting, open_node
 
 
 def struct_of(**fields: Any) -> Struct:
@@ -207,9 +208,67 @@ async def search(rig: Rig, query: str, **more: Any) -> Any:
     return (await rig.call("PassageService/SearchPassages", request)).hits
 
 
+async def test_one_per_document_gives_each_documents_best_passage(rig: Rig) -> None:
+    made = await make(rig, "texts", 0, embedder="default")
+    await put(rig, made.id, "long", ["wax", "wax and wax", "the wax cap", *(f"wax {n}" for n in range(30))])
+    await put(rig, made.id, "short", ["a cap of wax"])
+    await put(rig, made.id, "other", ["nectar"])
+    lexical = {"mode": search_service_pb2.SEARCH_MODE_LEXICAL, "top_k": 3}
+    every = await search(rig, "wax", **lexical)
+    assert [hit.document_id for hit in every] == ["long"] * 3
+    hits = await search(rig, "wax", **lexical, one_per_document=True)
+    assert [hit.document_id for hit in hits] == ["long", "short"]
+    assert hits[0] == every[0]
+    for mode in (search_service_pb2.SEARCH_MODE_DENSE, search_service_pb2.SEARCH_MODE_HYBRID):
+        every = await search(rig, "wax", mode=mode, top_k=50)
+        best = list({hit.document_id: hit for hit in reversed(every)}.values())
+        hits = await search(rig, "wax", mode=mode, top_k=3, one_per_document=True)
+        assert sorted(hit.document_id for hit in hits) == ["long", "other", "short"]
+        assert sorted(hits, key=lambda hit: str(hit.document_id)) == sorted(
+            best, key=lambda hit: str(hit.document_id)
+        )
+        one = await search(rig, "wax", mode=mode, top_k=1, one_per_document=True)
+        assert list(one) == list(hits)[:1]
+
+
+async def test_a_heading_stays_with_its_passage_over_a_restart(rig: Rig) -> None:
+    made = await make(rig, "texts", 0, embedder="default")
+    await put(rig, made.id, "plain", ["wax"])
+    record = inner.DocumentRecord(id="headed", name="headed.md", object_key="k")
+    passages = [
+        inner.Passage(index=n, text=f"nectar {n}", heading=heading, vector_f32=f32(*range(1, 9)))
+        for n, heading in enumerate(("", "Spring"))
+    ]
+    request = inner.PutDocumentRequest(collection_id=made.id, document=record, passages=passages)
+    await rig.call("PassageService/PutDocument", request)
+    hits = await search(rig, "nectar wax", mode=search_service_pb2.SEARCH_MODE_LEXICAL)
+    wanted = {("plain", 0): "", ("headed", 0): "", ("headed", 1): "Spring"}
+    assert {(hit.document_id, hit.chunk_index): hit.heading for hit in hits} == wanted
+    long = inner.Passage(text="x", heading="h" * 201, vector_f32=f32(*range(1, 9)))
+    request = inner.PutDocumentRequest(
+        collection_id=made.id, document=inner.DocumentRecord(id="n", name="n"), passages=[long]
+    )
+    refusal = await rig.refused("PassageService/PutDocument", request)
+    assert refusal.fields == ["passages[0].heading"]
+    await rig.node.close()
+    again = open_node(rig.folder, rig.keyvault, Limits())
+    rig.node = again
+    try:
+        with acting():
+            use = await again.residency.use(await again.catalog.get("texts"))
+            state: Any = use.collection.state
+            rows = np.flatnonzero(state.index.live)
+            assert [state.passage(int(row))[1].heading for row in rows] == ["", "", "Spring"]
+    finally:
+        await again.close()
+
+
 async def test_a_document_put_twice_under_a_key_is_there_once(rig: Rig) -> None:
     made = await make(rig, "texts", 0, embedder="default")
+    resolve = inner.ResolveCollectionRequest(collection="texts", idempotency_key="once-doc1")
+    assert not (await rig.call("PassageService/ResolveCollection", resolve)).HasField("document")
     first = await put(rig, made.id, "doc1", ["some text"])
+    assert (await rig.call("PassageService/ResolveCollection", resolve)).document == first
     again = inner.PutDocumentRequest(
         collection_id=made.id,
         document=inner.DocumentRecord(id="other", name="x", idempotency_key="once-doc1"),

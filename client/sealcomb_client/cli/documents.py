@@ -86,6 +86,8 @@ def upload(
 )
 @FILTER
 @click.option("--as", "principals", multiple=True, help="Only what this one may see; repeat for several.")
+@click.option("--one-per-document", is_flag=True, help="The best passage of each document alone.")
+@click.option("--rerank", is_flag=True, help="By the operator's reranker, which is slower.")
 def search(
     session: Session,
     collection: str,
@@ -94,10 +96,19 @@ def search(
     mode: str,
     condition: dict[str, Any] | None,
     principals: Sequence[str],
+    one_per_document: bool,
+    rerank: bool,
 ) -> None:
     """Search a text collection."""
     hits = session.client.search(
-        collection, query, top_k=top_k, mode=mode, filter=condition, as_principals=principals
+        collection,
+        query,
+        top_k=top_k,
+        mode=mode,
+        filter=condition,
+        as_principals=principals,
+        one_per_document=one_per_document,
+        rerank=rerank,
     )
     for number, hit in enumerate(hits, 1):
         if session.output.as_json:
@@ -199,6 +210,7 @@ def _all_uploads(
 
 def _hit_text(number: int, hit: search_service_pb2.SearchHit) -> str:
     where = f"{hit.document_name}, page {hit.page}" if hit.page else hit.document_name
+    where = f"{where}, {hit.heading}" if hit.heading else where
     text = " ".join(hit.text.split())
     return printable(f"{number}. {where}  (score {hit.score:.3f}, document {hit.document_id})\n   {text}\n")
 

@@ -58,12 +58,22 @@ class SearchRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     AS_PRINCIPALS_FIELD_NUMBER: _builtins.int
+    ONE_PER_DOCUMENT_FIELD_NUMBER: _builtins.int
+    RERANK_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     query: _builtins.str
     """1 to 8,192 characters."""
     top_k: _builtins.int
     """1 to 200; not set: 10."""
     mode: Global___SearchMode.ValueType
+    one_per_document: _builtins.bool
+    """At most one hit of each document, its best passage. Fewer than `top_k` may come where the best 200
+    passages by meaning and by words belong to fewer documents.
+    """
+    rerank: _builtins.bool
+    """The best 50 hits are put in order anew by the operator's reranker, which reads query and passage
+    together; slower. FAILED_PRECONDITION (RERANKER_OFF) where there is none.
+    """
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter: ...
     @_builtins.property
@@ -79,10 +89,12 @@ class SearchRequest(_message.Message):
         filter: _filter_pb2.Filter | None = ...,
         mode: Global___SearchMode.ValueType = ...,
         as_principals: _abc.Iterable[_builtins.str] | None = ...,
+        one_per_document: _builtins.bool = ...,
+        rerank: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_principals", b"as_principals", "collection", b"collection", "filter", b"filter", "mode", b"mode", "query", b"query", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_principals", b"as_principals", "collection", b"collection", "filter", b"filter", "mode", b"mode", "one_per_document", b"one_per_document", "query", b"query", "rerank", b"rerank", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -99,6 +111,7 @@ class SearchHit(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    HEADING_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     document_name: _builtins.str
     page: _builtins.int
@@ -106,7 +119,9 @@ class SearchHit(_message.Message):
     chunk_index: _builtins.int
     text: _builtins.str
     score: _builtins.float
-    """0 to 1 for HYBRID, cosine similarity for DENSE, BM25 for LEXICAL."""
+    """0 to 1 for HYBRID and after a reranker, cosine similarity for DENSE, BM25 for LEXICAL."""
+    heading: _builtins.str
+    """The nearest heading above the passage; empty where there is none."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct: ...
     def __init__(
@@ -119,10 +134,11 @@ class SearchHit(_message.Message):
         text: _builtins.str = ...,
         score: _builtins.float = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        heading: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_index", b"chunk_index", "document_id", b"document_id", "document_name", b"document_name", "metadata", b"metadata", "page", b"page", "score", b"score", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_index", b"chunk_index", "document_id", b"document_id", "document_name", b"document_name", "heading", b"heading", "metadata", b"metadata", "page", b"page", "score", b"score", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

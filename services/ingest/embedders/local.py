@@ -26,6 +26,7 @@ from services.common.errors import FailedPrecondition, invalid
 
 TEXT_CHARS_MAX = 100_000
 _MAX_TOKENS_DEFAULT = 256
+_MAX_TOKENS_PAIR = 512
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -90,6 +91,47 @@ class OnnxEmbedder:
                 reason="EMBEDDER_MISMATCH",
             )
         return np.asarray(vector / length, dtype=np.float32)
+
+
+class OnnxCrossEncoder:
+    """Reads query and passage together and says how well one answers the other.
+
+    Any ONNX sequence classifier with one output, such as those trained on MS MARCO; model.json may
+    set max_tokens. What comes out is a logit, which the logistic function brings within 0 to 1.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        """Opens the model. ValueError when the folder holds no usable one."""
+        manifest = _read_manifest(folder)
+        self._tokenizer = _tokenizer(folder)
+        # The passage is cut, never the query, unless that alone is too long.
+        self._tokenizer.enable_truncation(
+            int(manifest.get("max_tokens", _MAX_TOKENS_PAIR)), strategy="longest_first"
+        )
+        self._session = _open_session(folder / "model.onnx", threads)
+        self._inputs = {entry.name for entry in self._session.get_inputs()}
+        if "input_ids" not in self._inputs or not self._inputs <= _INPUTS:
+            raise ValueError(f"the model in {folder.name} wants other inputs than a text encoder's")
+        self.score("a query", "a passage")
+
+    def score(self, query: str, passage: str) -> float:
+        """How well the passage answers the query, 0 to 1."""
+        if len(passage) > TEXT_CHARS_MAX:
+            raise invalid("text", f"is longer than {TEXT_CHARS_MAX} characters; split it")
+        encoded = self._tokenizer.encode(query, passage)
+        ids = np.asarray([encoded.ids], dtype=np.int64)
+        given = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.asarray([encoded.type_ids], dtype=np.int64),
+        }
+        output = np.asarray(self._session.run(None, {name: given[name] for name in self._inputs})[0])
+        if output.size != 1 or not np.isfinite(output).all():
+            raise FailedPrecondition(
+                "the reranker gave no usable score; tell the operator", reason="RERANKER_MISMATCH"
+            )
+        # Without overflow for any logit.
+        return float(0.5 * (1.0 + np.tanh(0.5 * float(output.reshape(-1)[0]))))
 
 
 def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -76,6 +76,8 @@ def _query(request: pb.SearchRequest, collection: str, prefix: str) -> SearchQue
         mode=mode,
         filter=request.filter if request.HasField("filter") else None,
         as_principals=check_principals(f"{prefix}as_principals", request.as_principals),
+        one_per_document=request.one_per_document,
+        rerank=request.rerank,
     )
 
 
@@ -89,6 +91,7 @@ def _hits(hits: Sequence[Hit]) -> list[pb.SearchHit]:
             text=hit.text,
             score=hit.score,
             metadata=cast("Struct | None", hit.metadata),
+            heading=hit.heading,
         )
         for hit in hits
     ]

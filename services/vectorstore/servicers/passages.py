@@ -33,6 +33,7 @@ _PRINCIPALS_MAX = 100
 # Sources name everybody who may see a document.
 _DOCUMENT_PRINCIPALS_MAX = 256
 _NAME_CHARS_MAX = 1024
+_HEADING_CHARS_MAX = 200
 _TOP_K_MAX = 200
 _MODES = {
     search_service_pb2.SEARCH_MODE_UNSPECIFIED: Mode.HYBRID,
@@ -56,11 +57,16 @@ class Passages(PassageServiceServicer):
     ) -> pb.ResolveCollectionResponse:
         """Describes a collection by name."""
         descriptor = await self._catalog.get(convert.collection_name(request.collection))
+        earlier = None
+        if request.idempotency_key and descriptor.embedder:
+            state = _state(await self._residency.use(descriptor))
+            earlier = state.document_by_key(request.idempotency_key)
         return pb.ResolveCollectionResponse(
             collection_id=descriptor.id,
             dimension=descriptor.dimension,
             embedder=descriptor.embedder,
             embedder_fingerprint=descriptor.embedder_fingerprint,
+            document=None if earlier is None else _record(earlier),
         )
 
     async def PutDocument(self, request: pb.PutDocumentRequest, context: Any) -> pb.PutDocumentResponse:
@@ -134,7 +140,10 @@ class Passages(PassageServiceServicer):
         condition = convert.filter_of(request.filter) if request.HasField("filter") else None
         use = await self._text(request.collection)
         vector = None if mode is Mode.LEXICAL else _vector(request.vector_f32, use.descriptor, "vector")
-        wanted = WantedPassages(mode, vector, request.query, k, condition, list(request.as_principals))
+        principals = list(request.as_principals)
+        wanted = WantedPassages(
+            mode, vector, request.query, k, condition, principals, request.one_per_document
+        )
         hits = await self._finder.search_passages(use, wanted)
         response = pb.SearchPassagesResponse()
         for hit in hits:
@@ -145,6 +154,7 @@ class Passages(PassageServiceServicer):
                 chunk_index=hit.passage.index,
                 text=hit.passage.text,
                 score=hit.score,
+                heading=hit.passage.heading,
             )
             if hit.document.metadata:
                 message.metadata.ParseFromString(hit.document.metadata)
@@ -196,7 +206,9 @@ def _put(request: pb.PutDocumentRequest, descriptor: Descriptor) -> PutDocument:
         vectors.append(_vector(passage.vector_f32, descriptor, f"passages[{place}].vector"))
         if len(passage.text.encode()) > convert.TEXT_BYTES_MAX:
             raise invalid(f"passages[{place}].text", f"is larger than {convert.TEXT_BYTES_MAX} bytes")
-        passages.append(Passage(passage.index, passage.page, passage.text))
+        if len(passage.heading) > _HEADING_CHARS_MAX:
+            raise invalid(f"passages[{place}].heading", f"has more than {_HEADING_CHARS_MAX} characters")
+        passages.append(Passage(passage.index, passage.page, passage.text, passage.heading))
     stacked = np.stack(vectors) if vectors else np.empty((0, descriptor.dimension), np.float32)
     if len(request.replaces_document_id) > convert.ID_CHARS_MAX:
         raise invalid("replaces_document_id", f"is longer than {convert.ID_CHARS_MAX} characters")

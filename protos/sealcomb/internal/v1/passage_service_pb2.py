@@ -27,7 +27,7 @@ from sealcomb.v1 import filter_pb2 as sealcomb_dot_v1_dot_filter__pb2
 from sealcomb.v1 import search_service_pb2 as sealcomb_dot_v1_dot_search__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*sealcomb/internal/v1/passage_service.proto\x12\x14sealcomb.internal.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\x1a sealcomb/v1/search_service.proto\".\n\x18ResolveCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"u\n\x19ResolveCollectionResponse\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x10\n\x08\x65mbedder\x18\x03 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x04 \x01(\t\"\xf9\x01\n\x0e\x44ocumentRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x10\n\x08passages\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x01(\r\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nprincipals\x18\x08 \x03(\t\x12\x16\n\x0e\x63reate_time_ms\x18\t \x01(\x03\x12\x12\n\nobject_key\x18\n \x01(\t\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\"H\n\x07Passage\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04page\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nvector_f32\x18\x04 \x01(\x0c\"\xb2\x01\n\x12PutDocumentRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x36\n\x08\x64ocument\x18\x02 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\x12/\n\x08passages\x18\x03 \x03(\x0b\x32\x1d.sealcomb.internal.v1.Passage\x12\x1c\n\x14replaces_document_id\x18\x04 \x01(\t\"M\n\x13PutDocumentResponse\x12\x36\n\x08\x64ocument\x18\x01 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\"j\n\x18GetDocumentRecordRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x15\n\rcollection_id\x18\x04 \x01(\t\"j\n\x19GetDocumentRecordResponse\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x36\n\x08\x64ocument\x18\x02 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\"W\n\x1aListDocumentRecordsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1bListDocumentRecordsResponse\x12\x37\n\tdocuments\x18\x01 \x03(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x1b\x44\x65leteDocumentRecordRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x15\n\rcollection_id\x18\x03 \x01(\t\"I\n\x1c\x44\x65leteDocumentRecordResponse\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x12\n\nobject_key\x18\x02 \x01(\t\"\xc0\x01\n\x15SearchPassagesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nvector_f32\x18\x02 \x01(\x0c\x12\r\n\x05query\x18\x03 \x01(\t\x12\r\n\x05top_k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12%\n\x04mode\x18\x06 \x01(\x0e\x32\x17.sealcomb.v1.SearchMode\x12\x15\n\ras_principals\x18\x07 \x03(\t\">\n\x16SearchPassagesResponse\x12$\n\x04hits\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.SearchHit2\xc8\x05\n\x0ePassageService\x12t\n\x11ResolveCollection\x12..sealcomb.internal.v1.ResolveCollectionRequest\x1a/.sealcomb.internal.v1.ResolveCollectionResponse\x12\x62\n\x0bPutDocument\x12(.sealcomb.internal.v1.PutDocumentRequest\x1a).sealcomb.internal.v1.PutDocumentResponse\x12t\n\x11GetDocumentRecord\x12..sealcomb.internal.v1.GetDocumentRecordRequest\x1a/.sealcomb.internal.v1.GetDocumentRecordResponse\x12z\n\x13ListDocumentRecords\x12\x30.sealcomb.internal.v1.ListDocumentRecordsRequest\x1a\x31.sealcomb.internal.v1.ListDocumentRecordsResponse\x12}\n\x14\x44\x65leteDocumentRecord\x12\x31.sealcomb.internal.v1.DeleteDocumentRecordRequest\x1a\x32.sealcomb.internal.v1.DeleteDocumentRecordResponse\x12k\n\x0eSearchPassages\x12+.sealcomb.internal.v1.SearchPassagesRequest\x1a,.sealcomb.internal.v1.SearchPassagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*sealcomb/internal/v1/passage_service.proto\x12\x14sealcomb.internal.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\x1a sealcomb/v1/search_service.proto\"G\n\x18ResolveCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\xad\x01\n\x19ResolveCollectionResponse\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x10\n\x08\x65mbedder\x18\x03 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x04 \x01(\t\x12\x36\n\x08\x64ocument\x18\x05 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\"\xf9\x01\n\x0e\x44ocumentRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x10\n\x08passages\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x01(\r\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nprincipals\x18\x08 \x03(\t\x12\x16\n\x0e\x63reate_time_ms\x18\t \x01(\x03\x12\x12\n\nobject_key\x18\n \x01(\t\x12\x17\n\x0fidempotency_key\x18\x0b \x01(\t\"Y\n\x07Passage\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04page\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nvector_f32\x18\x04 \x01(\x0c\x12\x0f\n\x07heading\x18\x05 \x01(\t\"\xb2\x01\n\x12PutDocumentRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x36\n\x08\x64ocument\x18\x02 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\x12/\n\x08passages\x18\x03 \x03(\x0b\x32\x1d.sealcomb.internal.v1.Passage\x12\x1c\n\x14replaces_document_id\x18\x04 \x01(\t\"M\n\x13PutDocumentResponse\x12\x36\n\x08\x64ocument\x18\x01 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\"j\n\x18GetDocumentRecordRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x15\n\rcollection_id\x18\x04 \x01(\t\"j\n\x19GetDocumentRecordResponse\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x36\n\x08\x64ocument\x18\x02 \x01(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\"W\n\x1aListDocumentRecordsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1bListDocumentRecordsResponse\x12\x37\n\tdocuments\x18\x01 \x03(\x0b\x32$.sealcomb.internal.v1.DocumentRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x1b\x44\x65leteDocumentRecordRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x15\n\rcollection_id\x18\x03 \x01(\t\"I\n\x1c\x44\x65leteDocumentRecordResponse\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x12\n\nobject_key\x18\x02 \x01(\t\"\xda\x01\n\x15SearchPassagesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nvector_f32\x18\x02 \x01(\x0c\x12\r\n\x05query\x18\x03 \x01(\t\x12\r\n\x05top_k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12%\n\x04mode\x18\x06 \x01(\x0e\x32\x17.sealcomb.v1.SearchMode\x12\x15\n\ras_principals\x18\x07 \x03(\t\x12\x18\n\x10one_per_document\x18\x08 \x01(\x08\">\n\x16SearchPassagesResponse\x12$\n\x04hits\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.SearchHit2\xc8\x05\n\x0ePassageService\x12t\n\x11ResolveCollection\x12..sealcomb.internal.v1.ResolveCollectionRequest\x1a/.sealcomb.internal.v1.ResolveCollectionResponse\x12\x62\n\x0bPutDocument\x12(.sealcomb.internal.v1.PutDocumentRequest\x1a).sealcomb.internal.v1.PutDocumentResponse\x12t\n\x11GetDocumentRecord\x12..sealcomb.internal.v1.GetDocumentRecordRequest\x1a/.sealcomb.internal.v1.GetDocumentRecordResponse\x12z\n\x13ListDocumentRecords\x12\x30.sealcomb.internal.v1.ListDocumentRecordsRequest\x1a\x31.sealcomb.internal.v1.ListDocumentRecordsResponse\x12}\n\x14\x44\x65leteDocumentRecord\x12\x31.sealcomb.internal.v1.DeleteDocumentRecordRequest\x1a\x32.sealcomb.internal.v1.DeleteDocumentRecordResponse\x12k\n\x0eSearchPassages\x12+.sealcomb.internal.v1.SearchPassagesRequest\x1a,.sealcomb.internal.v1.SearchPassagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.internal.v1.passag
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESOLVECOLLECTIONREQUEST']._serialized_start=158
-  _globals['_RESOLVECOLLECTIONREQUEST']._serialized_end=204
-  _globals['_RESOLVECOLLECTIONRESPONSE']._serialized_start=206
-  _globals['_RESOLVECOLLECTIONRESPONSE']._serialized_end=323
-  _globals['_DOCUMENTRECORD']._serialized_start=326
-  _globals['_DOCUMENTRECORD']._serialized_end=575
-  _globals['_PASSAGE']._serialized_start=577
-  _globals['_PASSAGE']._serialized_end=649
-  _globals['_PUTDOCUMENTREQUEST']._serialized_start=652
-  _globals['_PUTDOCUMENTREQUEST']._serialized_end=830
-  _globals['_PUTDOCUMENTRESPONSE']._serialized_start=832
-  _globals['_PUTDOCUMENTRESPONSE']._serialized_end=909
-  _globals['_GETDOCUMENTRECORDREQUEST']._serialized_start=911
-  _globals['_GETDOCUMENTRECORDREQUEST']._serialized_end=1017
-  _globals['_GETDOCUMENTRECORDRESPONSE']._serialized_start=1019
-  _globals['_GETDOCUMENTRECORDRESPONSE']._serialized_end=1125
-  _globals['_LISTDOCUMENTRECORDSREQUEST']._serialized_start=1127
-  _globals['_LISTDOCUMENTRECORDSREQUEST']._serialized_end=1214
-  _globals['_LISTDOCUMENTRECORDSRESPONSE']._serialized_start=1216
-  _globals['_LISTDOCUMENTRECORDSRESPONSE']._serialized_end=1327
-  _globals['_DELETEDOCUMENTRECORDREQUEST']._serialized_start=1329
-  _globals['_DELETEDOCUMENTRECORDREQUEST']._serialized_end=1413
-  _globals['_DELETEDOCUMENTRECORDRESPONSE']._serialized_start=1415
-  _globals['_DELETEDOCUMENTRECORDRESPONSE']._serialized_end=1488
-  _globals['_SEARCHPASSAGESREQUEST']._serialized_start=1491
-  _globals['_SEARCHPASSAGESREQUEST']._serialized_end=1683
-  _globals['_SEARCHPASSAGESRESPONSE']._serialized_start=1685
-  _globals['_SEARCHPASSAGESRESPONSE']._serialized_end=1747
-  _globals['_PASSAGESERVICE']._serialized_start=1750
-  _globals['_PASSAGESERVICE']._serialized_end=2462
+  _globals['_RESOLVECOLLECTIONREQUEST']._serialized_end=229
+  _globals['_RESOLVECOLLECTIONRESPONSE']._serialized_start=232
+  _globals['_RESOLVECOLLECTIONRESPONSE']._serialized_end=405
+  _globals['_DOCUMENTRECORD']._serialized_start=408
+  _globals['_DOCUMENTRECORD']._serialized_end=657
+  _globals['_PASSAGE']._serialized_start=659
+  _globals['_PASSAGE']._serialized_end=748
+  _globals['_PUTDOCUMENTREQUEST']._serialized_start=751
+  _globals['_PUTDOCUMENTREQUEST']._serialized_end=929
+  _globals['_PUTDOCUMENTRESPONSE']._serialized_start=931
+  _globals['_PUTDOCUMENTRESPONSE']._serialized_end=1008
+  _globals['_GETDOCUMENTRECORDREQUEST']._serialized_start=1010
+  _globals['_GETDOCUMENTRECORDREQUEST']._serialized_end=1116
+  _globals['_GETDOCUMENTRECORDRESPONSE']._serialized_start=1118
+  _globals['_GETDOCUMENTRECORDRESPONSE']._serialized_end=1224
+  _globals['_LISTDOCUMENTRECORDSREQUEST']._serialized_start=1226
+  _globals['_LISTDOCUMENTRECORDSREQUEST']._serialized_end=1313
+  _globals['_LISTDOCUMENTRECORDSRESPONSE']._serialized_start=1315
+  _globals['_LISTDOCUMENTRECORDSRESPONSE']._serialized_end=1426
+  _globals['_DELETEDOCUMENTRECORDREQUEST']._serialized_start=1428
+  _globals['_DELETEDOCUMENTRECORDREQUEST']._serialized_end=1512
+  _globals['_DELETEDOCUMENTRECORDRESPONSE']._serialized_start=1514
+  _globals['_DELETEDOCUMENTRECORDRESPONSE']._serialized_end=1587
+  _globals['_SEARCHPASSAGESREQUEST']._serialized_start=1590
+  _globals['_SEARCHPASSAGESREQUEST']._serialized_end=1808
+  _globals['_SEARCHPASSAGESRESPONSE']._serialized_start=1810
+  _globals['_SEARCHPASSAGESRESPONSE']._serialized_end=1872
+  _globals['_PASSAGESERVICE']._serialized_start=1875
+  _globals['_PASSAGESERVICE']._serialized_end=2587
 # @@protoc_insertion_point(module_scope)

@@ -26,15 +26,19 @@ class ResolveCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COLLECTION_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
+    idempotency_key: _builtins.str
+    """Asks for the document that was made under this key as well."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -48,11 +52,16 @@ class ResolveCollectionResponse(_message.Message):
     DIMENSION_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     EMBEDDER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
     collection_id: _builtins.str
     dimension: _builtins.int
     embedder: _builtins.str
     """Empty: not a text collection."""
     embedder_fingerprint: _builtins.str
+    @_builtins.property
+    def document(self) -> Global___DocumentRecord:
+        """The document of the idempotency key, if there is one."""
+
     def __init__(
         self,
         *,
@@ -60,10 +69,11 @@ class ResolveCollectionResponse(_message.Message):
         dimension: _builtins.int = ...,
         embedder: _builtins.str = ...,
         embedder_fingerprint: _builtins.str = ...,
+        document: Global___DocumentRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "dimension", b"dimension", "embedder", b"embedder", "embedder_fingerprint", b"embedder_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_id", b"collection_id", "dimension", b"dimension", "document", b"document", "embedder", b"embedder", "embedder_fingerprint", b"embedder_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -129,10 +139,13 @@ class Passage(_message.Message):
     PAGE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     VECTOR_F32_FIELD_NUMBER: _builtins.int
+    HEADING_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     page: _builtins.int
     text: _builtins.str
     vector_f32: _builtins.bytes
+    heading: _builtins.str
+    """The nearest heading above."""
     def __init__(
         self,
         *,
@@ -140,10 +153,11 @@ class Passage(_message.Message):
         page: _builtins.int = ...,
         text: _builtins.str = ...,
         vector_f32: _builtins.bytes = ...,
+        heading: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "page", b"page", "text", b"text", "vector_f32", b"vector_f32"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heading", b"heading", "index", b"index", "page", b"page", "text", b"text", "vector_f32", b"vector_f32"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -366,6 +380,7 @@ class SearchPassagesRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     AS_PRINCIPALS_FIELD_NUMBER: _builtins.int
+    ONE_PER_DOCUMENT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     vector_f32: _builtins.bytes
     """Set for DENSE and HYBRID."""
@@ -373,6 +388,7 @@ class SearchPassagesRequest(_message.Message):
     """Set for LEXICAL and HYBRID."""
     top_k: _builtins.int
     mode: _search_service_pb2.SearchMode.ValueType
+    one_per_document: _builtins.bool
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter: ...
     @_builtins.property
@@ -387,10 +403,11 @@ class SearchPassagesRequest(_message.Message):
         filter: _filter_pb2.Filter | None = ...,
         mode: _search_service_pb2.SearchMode.ValueType = ...,
         as_principals: _abc.Iterable[_builtins.str] | None = ...,
+        one_per_document: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_principals", b"as_principals", "collection", b"collection", "filter", b"filter", "mode", b"mode", "query", b"query", "top_k", b"top_k", "vector_f32", b"vector_f32"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_principals", b"as_principals", "collection", b"collection", "filter", b"filter", "mode", b"mode", "one_per_document", b"one_per_document", "query", b"query", "top_k", b"top_k", "vector_f32", b"vector_f32"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
