@@ -3,7 +3,8 @@
 c2sp.org/chunked-encryption: HKDF-Expand, AES-256-GCM, 16 KiB chunks. Slow and simple; it shows that
 what is stored can be read without the library that wrote it. Cobblestone-256 hashes with SHA-512;
 the scheme's published vectors use SHA-256, hence `digest`. `check_commitment=False` is the scheme
-with one of its controls off, for the twins of attack tests.
+with one of its controls off, for the twins of attack tests. `read_object` reads what Sealcomb makes of
+it, written from docs/sealed-format.md alone.
 """
 
 from __future__ import annotations
@@ -60,3 +61,28 @@ def read(
         )
     except (InvalidTag, ValueError):
         raise Unreadable from None
+
+
+def read_object(secret: bytes, key_id: bytes, place: tuple[str, str, str, str, int], sealed: bytes) -> bytes:
+    """A sealed object; its place is account, resource, kind, object and version. Raises Unreadable."""
+    header = sealed[:19]
+    if header != b"SC\x01" + key_id:
+        raise Unreadable
+    fields = [header, *(text.encode() for text in place[:4]), place[4].to_bytes(8, "big")]
+    context = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    return read(secret, context, sealed[19:])
+
+
+def named_key(sealed: bytes) -> bytes:
+    """The id of the data key that an object names. Raises Unreadable."""
+    if len(sealed) < 19 or sealed[:3] != b"SC\x01":
+        raise Unreadable
+    return sealed[3:19]
+
+
+def spelled(key_id: str) -> bytes:
+    """The 16 bytes of an id's 26 characters: Crockford's base 32, big-endian."""
+    number = 0
+    for character in key_id:
+        number = number * 32 + "0123456789abcdefghjkmnpqrstvwxyz".index(character)
+    return number.to_bytes(16, "big")
