@@ -56,12 +56,16 @@ class ChainHead:
 
 
 def verify_chain(
-    lines: Iterable[str], known: ChainHead | None = None, public_key: bytes | None = None
+    lines: Iterable[str],
+    known: ChainHead | None = None,
+    public_key: bytes | None = None,
+    account: str = "",
 ) -> ChainHead | None:
     """The head of a chain that holds, None for an empty one. Raises ChainBroken.
 
-    `known` is the head of an earlier export: the chain must still contain it. With the installation's
-    public key, PEM, the chain must end in a checkpoint that the key verifies.
+    With `account` the chain must be that account's: nothing else tells it from another whole one. `known`
+    is the head of an earlier export: the chain must still contain it. With the installation's public key,
+    PEM, the chain must end in a checkpoint that the key verifies.
     """
     head: ChainHead | None = None
     number = 0
@@ -75,6 +79,8 @@ def verify_chain(
             _check_end(number, checkpoint_head(text, public_key, line=number), head)
             continue
         head = _next(number, text, head)
+        if account and head.account != account:
+            raise ChainBroken(number, "belongs to another account")
         if known is not None and head.sequence == known.sequence and head != known:
             raise ChainBroken(number, "is not the record that was here at the earlier export")
     if known is not None and (head is None or head.sequence < known.sequence):

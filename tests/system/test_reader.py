@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from sealcomb.v1 import ingestion_service_pb2 as ingestion
+from sealcomb_client import ApiError
 from sealcomb_client.content import point
 from services.common import ids
 from services.common.sealing import DataKey, Identity, OpenFailed, key_id_of, open_sealed
+from tests.attacks.canary import Canaries, files_below
 from tests.common import cobblestone_reader as reader
 from tests.system.installation import Account, Installation
 from tests.system.test_sources import Site, _run, _settings, installed, site
@@ -142,9 +144,9 @@ def _everything(files: _Files, account: str) -> Iterator[_Object]:
 @pytest.fixture(scope="module")
 def account(installed: Installation, site: tuple[Site, Path]) -> Account:
     """An account that has something of everything."""
-    made = installed.new_account("canary name of an account")
+    made = installed.new_account("canary name of an account of tests")
     client = made.client
-    client.tokens.create("canary label of a token", scopes=["read"])
+    client.tokens.create("canary label of a token of tests", scopes=["read"])
     client.collections.create("pages", embedder="default")
     client.documents.upload("pages", b"The canary text of a document.", name="canary.txt")
     connection = client.sources.begin("web", _settings(site[0])).connection
@@ -160,6 +162,37 @@ def account(installed: Installation, site: tuple[Site, Path]) -> Account:
         threading.Event().wait(0.1)
     client.points.upsert("vectors", [point("later", vector)])
     return made
+
+
+def test_audit_and_keys_hold_nothing_that_was_sent(installed: Installation, account: Account) -> None:
+    """D18: bad input included; the twin is a planted token that the scanner finds."""
+    client = account.client
+    for name in ("canary bad name \n", "canary" * 200):
+        with pytest.raises(ApiError):
+            client.collections.create(name, dimension=0)
+        with pytest.raises(ApiError):
+            client.collections.get(f"{name} canary")
+        with pytest.raises(ApiError):
+            client.documents.get("pages", name)
+    canaries = Canaries()
+    for name in (
+        "canary name of an account of tests",
+        "canary label of a token of tests",
+        "The canary text of a document.",
+    ):
+        canaries.text(name, name)
+    canaries.text("token", account.connection.token)
+    canaries.text("bad name", "canary" * 6)
+    lines = "\n".join(client.audit.export())
+    assert "key.create" in lines
+    assert canaries.find(lines.encode(), "export") == []
+    for path in files_below(installed.data / "keyvault"):
+        assert canaries.find(path.read_bytes(), str(path)) == []
+    # The installation's own secrets are in keyvault's files neither.
+    root = (installed.keys / "root.key").read_bytes()
+    assert not any(root in path.read_bytes() for path in files_below(installed.data))
+    planted = lines + account.connection.token
+    assert {leak.canary for leak in canaries.find(planted.encode(), "planted")} == {"token"}
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +213,8 @@ def test_the_reader_opens_what_every_service_sealed(found: list[_Object], site: 
         plain[each.kind].append(each.read())
     assert set(plain) - {"cursor"} == _KINDS
     assert b"The canary text of a document." in plain["original"]
-    assert b"canary name of an account" in plain["account name"][0]
-    assert any(b"canary label of a token" in token for token in plain["token"])
+    assert b"canary name of an account of tests" in plain["account name"][0]
+    assert any(b"canary label of a token of tests" in token for token in plain["token"])
     assert any(b'"vectors"' in descriptor for descriptor in plain["descriptor"])
     assert any(b"The canary text" in record for record in plain["log"])
     assert plain["snapshot"][0].startswith(b"SCSNAP01")

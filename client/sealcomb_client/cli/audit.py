@@ -59,7 +59,10 @@ def checkpoint(session: Session) -> None:
 )
 @click.option("--checkpoint", "kept", type=_FILE, help="A checkpoint kept from earlier; instead of --known.")
 @click.option("--key", type=_FILE, help=_KEY_HELP)
-def verify(session: Session, file: Path, known: str | None, kept: Path | None, key: Path | None) -> None:
+@click.option("--account", default="", metavar="ID", help="The account that the log must be of.")
+def verify(
+    session: Session, file: Path, known: str | None, kept: Path | None, key: Path | None, account: str
+) -> None:
     """Check an exported log offline: nothing changed, nothing missing in between.
 
     With --key also that it ends in a checkpoint which the installation signed. Without one, keep the head
@@ -68,7 +71,8 @@ def verify(session: Session, file: Path, known: str | None, kept: Path | None, k
     lines = file.read_text(encoding="utf-8").splitlines()
     public_key = None if key is None else key.read_bytes()
     try:
-        head = audit_chain.verify_chain(lines, _earlier_head(lines, known, kept, public_key), public_key)
+        earlier = _earlier_head(lines, known, kept, public_key)
+        head = audit_chain.verify_chain(lines, earlier, public_key, account)
     except audit_chain.ChainBroken as error:
         raise CommandFailed(f"the log was changed: {error}") from error
     if head is None:
