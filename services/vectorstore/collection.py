@@ -20,6 +20,7 @@ from services.common.errors import ResourceExhausted, SealcombError, Unavailable
 from services.common.sealing import DataKey
 from services.vectorstore.log import Committer, Head, Scope, seal_head, seal_record
 from services.vectorstore.operations import Operation
+from services.vectorstore.quotas import Caps, Usage
 from services.vectorstore.state import State
 from services.vectorstore.store import Append
 
@@ -65,7 +66,7 @@ class Parts:
     committer: Committer
     # For work of milliseconds to seconds.
     workers: Executor
-    size_bytes_max: int
+    caps: Caps
 
 
 @dataclass(slots=True)
@@ -81,18 +82,23 @@ class Tail:
 class Collection:
     """An opened collection. Everything here runs on the event loop."""
 
-    def __init__(self, scope: Scope, epoch: int, state: State, head: Head, tail: Tail, parts: Parts) -> None:
+    def __init__(
+        self, scope: Scope, epoch: int, state: State, head: Head, tail: Tail, parts: Parts, usage: Usage
+    ) -> None:
         self.scope = scope
         self.state = state
         self.head = head
         self.tail = tail
         self.parts = parts
+        # Of the whole account.
+        self.usage = usage
         # Set by whoever keeps the collection in shape (upkeep.py); called after each applied group.
         self.on_applied: Callable[[DataKey], None] = lambda _key: None
         self.on_resized: Callable[[int], None] = lambda _delta: None
         # Applied operations, for whoever brings another state to the same point.
         self.since: list[Operation] | None = None
         self.size_bytes = state.size_bytes
+        usage.set(scope.collection, state.points, self.size_bytes)
         self._epoch = epoch
         self._queue: deque[_Write] = deque()
         self._queued_bytes = 0
@@ -137,6 +143,7 @@ class Collection:
         """Takes note of how much memory the state holds now."""
         delta = self.state.size_bytes - self.size_bytes
         self.size_bytes += delta
+        self.usage.set(self.scope.collection, self.state.points, self.size_bytes)
         self.on_resized(delta)
 
     async def at_rest(self, look: Callable[[], _Result]) -> _Result:
@@ -230,6 +237,7 @@ class Collection:
             head=seal_head(key, self.scope, head),
             points=points,
             documents=documents,
+            size_bytes=self.state.size_bytes + sum(write.size_bytes for write, _decision in decided),
             records=records,
             trim_to=max((move.trim_to for move in moves), default=0),
         )

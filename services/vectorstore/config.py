@@ -27,8 +27,11 @@ class VectorstoreSettings(ServiceSettings):
     embedder_info: Path | None = None
     # Memory for open collections; the least used are closed beyond it.
     resident_bytes_max: int = Field(default=2048 * _MIB, ge=64 * _MIB)
-    # One collection's share of that at most.
+    # What one collection, and all of an account's together, may hold; bytes are those of memory while open.
     collection_bytes_max: int = Field(default=1024 * _MIB, ge=_MIB)
+    collection_points_max: int = Field(default=10_000_000, ge=1)
+    account_bytes_max: int = Field(default=16 * 1024 * _MIB, ge=_MIB)
+    account_points_max: int = Field(default=20_000_000, ge=1)
     collections_per_account_max: int = Field(default=1000, ge=1, le=1_000_000)
     # A log longer than this is folded into a snapshot.
     snapshot_log_bytes: int = Field(default=8 * _MIB, ge=1)

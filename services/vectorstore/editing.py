@@ -60,7 +60,7 @@ async def upsert(
 
     def decide(state: State) -> Decision[Written]:
         points = _points(state)
-        check_room(use, state, size)
+        check_room(use, state, sum(points.row_of(id_) is None for id_ in operation.ids), size)
         if versions is not None:
             _check_versions(points, operation.ids, versions, "points")
         refused = points.columns.too_many(fields)
@@ -81,7 +81,7 @@ async def update(
 
     def decide(state: State) -> Decision[Written]:
         points = _points(state)
-        check_room(use, state, size)
+        check_room(use, state, 0, size)
         if versions is not None:
             _check_versions(points, operation.ids, versions, "updates", must_exist=True)
         too_many = points.columns.too_many(fields)

@@ -28,6 +28,7 @@ from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
 from services.vectorstore.config import EmbedderInfo, VectorstoreSettings, read_embedder_info
 from services.vectorstore.node import Limits, Node
+from services.vectorstore.quotas import Caps
 from services.vectorstore.servicers.collections import Collections
 from services.vectorstore.servicers.passages import Passages
 from services.vectorstore.servicers.vectors import VectorPoints
@@ -114,7 +115,12 @@ def limits_of(settings: VectorstoreSettings) -> Limits:
     """The limits that the settings give."""
     return Limits(
         resident_bytes_max=settings.resident_bytes_max,
-        collection_bytes_max=settings.collection_bytes_max,
+        caps=Caps(
+            settings.collection_points_max,
+            settings.collection_bytes_max,
+            settings.account_points_max,
+            settings.account_bytes_max,
+        ),
         collections_per_account_max=settings.collections_per_account_max,
         snapshot_log_bytes=settings.snapshot_log_bytes,
         erase_after_s=settings.erase_after_s,

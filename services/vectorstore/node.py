@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import structlog
@@ -18,6 +18,7 @@ from services.vectorstore.catalog import Catalog, ResourceKeys
 from services.vectorstore.collection import Parts
 from services.vectorstore.log import Committer
 from services.vectorstore.opening import Opener
+from services.vectorstore.quotas import Caps, Usages
 from services.vectorstore.residency import Residency
 from services.vectorstore.searching import Finder
 from services.vectorstore.store import Store
@@ -37,7 +38,7 @@ class Limits:
     """What one process may hold, and when it tidies up."""
 
     resident_bytes_max: int = 2 * 1024**3
-    collection_bytes_max: int = 1024**3
+    caps: Caps = field(default_factory=Caps)
     collections_per_account_max: int = 1000
     snapshot_log_bytes: int = 8 * 1024**2
     snapshot_log_records: int = 2000
@@ -71,8 +72,9 @@ class Node:
             limits.snapshot_log_records,
             limits.erase_after_s,
         )
-        parts = Parts(self.committer, self.workers, limits.collection_bytes_max)
-        opener = Opener(self.store, objects, self.keys, self.workers, parts)
+        self._usages = Usages()
+        parts = Parts(self.committer, self.workers, limits.caps)
+        opener = Opener(self.store, objects, self.keys, self.workers, parts, self._usages)
         self.residency = Residency(opener, self.keys, upkeep, limits.resident_bytes_max)
         self.catalog = Catalog(
             self.store, self.keys, peer, self.workers, clock, limits.collections_per_account_max
@@ -95,6 +97,9 @@ class Node:
         self.keys.drop_resource(account, collection)
         self.catalog.forget_account(account)
         await self.residency.drop(collection)
+        usage = self._usages.of(account)
+        if usage is not None:
+            usage.forget(collection)
         for object_key in await self._in_thread(lambda: self.store.delete(account, collection)):
             await self._in_thread(lambda key=object_key: self._objects.delete(key))  # type: ignore[misc]
 

@@ -18,6 +18,7 @@ from services.common.sealing import DataKey, OpenFailed, key_id_of
 from services.vectorstore.catalog import COLLECTION, Descriptor, no_such_collection
 from services.vectorstore.collection import Collection, Parts, Tail
 from services.vectorstore.log import Head, LogBroken, Scope, open_head, open_records
+from services.vectorstore.quotas import Usages
 from services.vectorstore.reader import DataDamaged
 from services.vectorstore.snapshot import SnapshotBroken, load, new_state, open_snapshot
 from services.vectorstore.state import State
@@ -35,6 +36,14 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class _Built:
+    state: State
+    head: Head
+    tail: Tail
+    snapshot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opener:
     """Opens collections of the current call's account."""
 
@@ -43,11 +52,17 @@ class Opener:
     keys: DataKeys
     workers: Executor
     parts: Parts
+    usages: Usages
 
     async def open(self, descriptor: Descriptor) -> Opened:
         """Opens a collection. Raises DataLoss if what is stored is not what was written."""
         loop = asyncio.get_running_loop()
-        stored = await loop.run_in_executor(self.workers, self.store.read, descriptor.account, descriptor.id)
+        account = descriptor.account
+        usage = self.usages.of(account)
+        if usage is None:
+            stored_usage = await loop.run_in_executor(self.workers, self.store.usage, account)
+            usage = self.usages.begin(account, stored_usage)
+        stored = await loop.run_in_executor(self.workers, self.store.read, account, descriptor.id)
         if stored is None:
             raise no_such_collection()
         row, snapshots, records = stored
@@ -59,9 +74,12 @@ class Opener:
         except NotFound:
             # The ids are not authenticated yet: one that keyvault does not know was never written here.
             raise OpenFailed from None
-        return await loop.run_in_executor(
+        built = await loop.run_in_executor(
             self.workers, self._build, descriptor, row, snapshots, records, keys
         )
+        scope = Scope(account, descriptor.id)
+        collection = Collection(scope, row.epoch, built.state, built.head, built.tail, self.parts, usage)
+        return Opened(collection, built.snapshot_bytes)
 
     def _build(
         self,
@@ -70,7 +88,7 @@ class Opener:
         snapshots: Sequence[SnapshotRow],
         records: _Records,
         keys: Mapping[str, DataKey],
-    ) -> Opened:
+    ) -> _Built:
         scope = Scope(descriptor.account, descriptor.id)
         head = open_head(keys, scope, row.head_lsn, row.head)
         start, state, size = self._start(descriptor, scope, head, snapshots, keys)
@@ -80,7 +98,7 @@ class Opener:
             for operation in operations:
                 state.apply(operation)
         tail = Tail(len(records), sum(len(sealed) for _lsn, sealed in records), state.index.dead > 0)
-        return Opened(Collection(scope, row.epoch, state, head, tail, self.parts), size)
+        return _Built(state, head, tail, size)
 
     def _start(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from services.common.errors import AlreadyExists, ResourceExhausted, Unavailable
+from services.common.errors import AlreadyExists, QuotaViolation, ResourceExhausted, Unavailable
 
 metadata = sa.MetaData()
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -35,6 +35,8 @@ collections = sa.Table(
     sa.Column("head", sa.LargeBinary, nullable=False),
     sa.Column("points", sa.BigInteger, nullable=False),
     sa.Column("documents", sa.BigInteger, nullable=False),
+    # In memory, at the last write.
+    sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("account", "name_tag", name="one_name_an_account"),
     sa.UniqueConstraint("account", "idempotency_tag", name="one_idempotency_key_an_account"),
 )
@@ -95,6 +97,7 @@ class Append:
     head: bytes
     points: int
     documents: int
+    size_bytes: int
     records: Sequence[tuple[int, bytes]] = ()
     trim_to: int = 0
 
@@ -125,8 +128,9 @@ class Store:
             owned = sa.select(sa.func.count()).where(collections.c.account == new.account)
             if connection.execute(owned).scalar_one() >= most:
                 raise ResourceExhausted(
-                    f"the account has {most} collections, which is the limit; delete one first",
+                    "the account has as many collections as it may; delete one first",
                     reason="COLLECTION_LIMIT",
+                    quotas=[QuotaViolation("collections of an account", f"the limit is {most}")],
                 )
             try:
                 connection.execute(
@@ -173,6 +177,13 @@ class Store:
             query = query.where(collections.c.id == id_)
         with _storage(), self._reader.connect() as connection:
             return [(row[0], row[1]) for row in connection.execute(query)]
+
+    def usage(self, account: str) -> list[tuple[str, int, int]]:
+        """Id, points and bytes of the account's collections at their last writes."""
+        columns = (collections.c.id, collections.c.points, collections.c.size_bytes)
+        query = sa.select(*columns).where(collections.c.account == account)
+        with _storage(), self._reader.connect() as connection:
+            return [(row[0], int(row[1]), int(row[2])) for row in connection.execute(query)]
 
     def delete(self, account: str, id_: str) -> list[str]:
         """Deletes a collection's rows; returns the keys of its snapshots."""
@@ -260,6 +271,7 @@ def _move(connection: sa.Connection, append: Append) -> bool:
         "head": append.head,
         "points": append.points,
         "documents": append.documents,
+        "size_bytes": append.size_bytes,
     }
     if not connection.execute(collections.update().where(place).values(**values)).rowcount:
         return False

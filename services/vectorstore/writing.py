@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, invalid
+from services.common.errors import FailedPrecondition, InvalidArgument, invalid
+from services.vectorstore import quotas
 from services.vectorstore.collection import Decision
 from services.vectorstore.columns import FIELDS_MAX
 from services.vectorstore.documents import DocumentState, Stored
@@ -70,7 +71,7 @@ async def put_document(use: Use, operation: PutDocument, fields: Fields) -> Stor
         if earlier is not None:
             found = earlier
             return Decision((), lambda _counts: found)
-        check_room(use, state, size)
+        check_room(use, state, len(operation.passages), size)
         if texts.columns.too_many([fields]):
             raise too_many_fields("document.metadata")
         document = replace(wanted, sequence=texts.next_sequence)
@@ -138,12 +139,12 @@ def _texts(state: State) -> DocumentState:
     return state
 
 
-def check_room(use: Use, state: State, size_bytes: int) -> None:
-    if state.size_bytes + size_bytes > use.collection.parts.size_bytes_max:
-        raise ResourceExhausted(
-            "the collection is as large as this node can hold; use another collection",
-            reason="COLLECTION_FULL",
-        )
+def check_room(use: Use, state: State, points: int, size_bytes: int) -> None:
+    """Raises ResourceExhausted if the collection or its account cannot hold so much more."""
+    collection = use.collection
+    quotas.check(
+        collection.parts.caps, collection.usage, (state.points, state.size_bytes), (points, size_bytes)
+    )
 
 
 def too_many_fields(field: str) -> InvalidArgument:

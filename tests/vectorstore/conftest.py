@@ -40,6 +40,7 @@ class Refusal:
     reason: str
     message: str
     fields: list[str]
+    quotas: list[str]
 
 
 @dataclass
@@ -92,23 +93,35 @@ class Rig:
         error = caught.value
         status = status_pb2.Status.FromString(dict(error.trailing_metadata())[DETAILS_KEY])
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        quota = error_details_pb2.QuotaFailure()
         for detail in status.details:
             detail.Unpack(info)
             detail.Unpack(bad)
+            detail.Unpack(quota)
         return Refusal(
-            error.code(), info.reason, error.details() or "", [v.field for v in bad.field_violations]
+            error.code(),
+            info.reason,
+            error.details() or "",
+            [violation.field for violation in bad.field_violations],
+            [violation.subject for violation in quota.violations],
         )
 
 
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+def limits() -> Limits:
+    """The default ones; a test module may have its own."""
+    return Limits()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, limits: Limits) -> AsyncIterator[Rig]:
     """A served vectorstore with a small embedder."""
     ca, signing = TestCa.make(), Ed25519PrivateKey.generate()
     verifier = ContextVerifier("vectorstore", {"gateway": signing.public_key()}, SystemClock())
     guard = GuardInterceptor("vectorstore", rules_for("vectorstore"), verifier)
     server = InnerServer("127.0.0.1:0", ca.service_files(tmp_path, "vectorstore"), guard)
     keyvault = FakeKeyvault()
-    node = open_node(tmp_path, keyvault, Limits())
+    node = open_node(tmp_path, keyvault, limits)
     register(server, node, EMBEDDER)
     await server.start()
     channels = [

@@ -18,6 +18,7 @@ from services.vectorstore.collection import Decision
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.node import Limits, Node
 from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.quotas import Caps
 from services.vectorstore.upkeep import Keeper
 from tests.vectorstore.fakes import (
     FailingStore,
@@ -433,7 +434,7 @@ async def test_a_rotated_key_opens_what_older_keys_sealed(node: Node, tmp_path: 
 
 
 async def test_a_collection_may_not_outgrow_its_share(tmp_path: Path) -> None:
-    node = open_node(tmp_path, FakeKeyvault(), replace(Limits(), collection_bytes_max=200_000))
+    node = open_node(tmp_path, FakeKeyvault(), replace(Limits(), caps=Caps(collection_bytes=200_000)))
     space = Space(node)
     await space.make()
 

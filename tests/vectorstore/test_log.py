@@ -204,7 +204,7 @@ def test_a_head_opens_for_its_own_collection_and_lsn_alone() -> None:
 
 
 def _append(number: int) -> Append:
-    return Append(str(number), 1, 0, 1, b"", 0, 0)
+    return Append(str(number), 1, 0, 1, b"", 0, 0, 0)
 
 
 async def test_those_that_wait_share_a_commit_and_each_learns_its_own_fate() -> None:

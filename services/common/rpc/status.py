@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from services.common.errors import FieldViolation, Kind, SealcombError
+from services.common.errors import FieldViolation, Kind, QuotaViolation, SealcombError
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "sealcomb.dev"
@@ -91,15 +91,18 @@ def _from_status(status: status_pb2.Status) -> SealcombError:
     made = SealcombError(status.message)
     made.kind = Kind(status.code)
     for detail in status.details:
-        info, bad, retry = (
+        info, bad, quota, retry = (
             error_details_pb2.ErrorInfo(),
             error_details_pb2.BadRequest(),
+            error_details_pb2.QuotaFailure(),
             error_details_pb2.RetryInfo(),
         )
         if detail.Unpack(info):
             made.reason = info.reason
         elif detail.Unpack(bad):
             made.fields = tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
+        elif detail.Unpack(quota):
+            made.quotas = tuple(QuotaViolation(v.subject, v.description) for v in quota.violations)
         elif detail.Unpack(retry):
             made.retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     return made
