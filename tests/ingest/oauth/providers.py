@@ -91,6 +91,7 @@ def provider(
     *,
     access_token_s: int = 3600,
     github: Mapping[str, str] | None = None,
+    pkce: bool = True,
 ) -> Iterator[Provider]:
     """A server for the block, with one client that loopback programs use.
 
@@ -121,6 +122,7 @@ def provider(
         "accessTokenSeconds": access_token_s,
         "scopes": ["docs.read", "docs.write", "repo"],
         "github": github,
+        "pkce": pkce,
         "clients": [client],
     }
     assert (FOLDER / "node_modules").is_dir(), "run `make node-packages` first"

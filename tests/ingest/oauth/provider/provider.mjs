@@ -1,6 +1,6 @@
 // A certified OAuth server, and beside it a small API that its access tokens open.
 //
-// One JSON argument: { cert, key, accessTokenSeconds, scopes, clients: [...], github }. With `github` (paths to
+// One JSON argument: { cert, key, accessTokenSeconds, scopes, clients: [...], github, pkce }. With `github` (paths to
 // texts) its addresses and its API are those of a GitHub Enterprise server with one repository. Prints one JSON line with its
 // issuer once it listens, and one line for each thing that happens afterwards, so that a test
 // can read from the other side what reached it.
@@ -18,7 +18,7 @@ const issuer = `https://127.0.0.1:${server.address().port}`;
 const provider = new Provider(issuer, {
   clients: settings.clients,
   scopes: ['openid', 'offline_access', ...settings.scopes],
-  pkce: { required: () => true },
+  pkce: { required: () => settings.pkce },
   cookies: { keys: ['only for tests'] },
   routes: settings.github
     ? { authorization: '/login/oauth/authorize', token: '/login/oauth/access_token' }
