@@ -49,6 +49,8 @@ class GatewaySettings(ServiceSettings):
     failures_per_second: float = Field(default=5.0, gt=0, le=10_000)
     failure_burst: int = Field(default=50, ge=1, le=10_000)
 
+    # Calls that one replica of a service may have under way, streams aside; more are refused at once.
+    edge_calls_in_flight_max: int = Field(default=512, ge=1, le=100_000)
     edge_connections_max: int = Field(default=10_000, ge=1, le=1_000_000)
     edge_memory_bytes_max: int = Field(default=1 << 30, ge=1 << 27)
     # Largest request of a method that does not stream.

@@ -42,7 +42,7 @@ from services.gateway.issuer import TokenIssuer
 from services.gateway.operator import ensure_operator_token, replace_operator_token
 from services.gateway.positions import page_key
 from services.gateway.profiles import Profiles
-from services.gateway.reflection import add_reflection, client_stream_methods
+from services.gateway.reflection import add_reflection, client_stream_methods, server_stream_methods
 from services.gateway.servicers import AccountServicer, EdgeServicer, TokenServicer
 from services.gateway.sessions import Defaults, Sessions
 from services.gateway.standing import Standing
@@ -215,6 +215,8 @@ def edge_plan(settings: GatewaySettings, policy_port: int) -> EdgePlan:
         memory_bytes_max=settings.edge_memory_bytes_max,
         message_bytes_max=settings.edge_message_bytes_max,
         client_streams=client_stream_methods() | frozenset(REFLECTION_METHODS),
+        server_streams=server_stream_methods(),
+        calls_in_flight_max=settings.edge_calls_in_flight_max,
     )
 
 

@@ -7,11 +7,11 @@ everything by reflection could not print an error otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc.aio
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
@@ -59,13 +59,12 @@ def public_services() -> tuple[str, ...]:
 
 def client_stream_methods() -> frozenset[str]:
     """The paths of the public methods whose request is a stream."""
-    return frozenset(
-        f"/{service.full_name}/{method.name}"
-        for file in PUBLIC_FILES
-        for service in file.services_by_name.values()
-        for method in service.methods
-        if method.client_streaming
-    )
+    return frozenset(path for path, method in _methods() if method.client_streaming)
+
+
+def server_stream_methods() -> frozenset[str]:
+    """The paths of the public methods whose answer is a stream."""
+    return frozenset(path for path, method in _methods() if method.server_streaming)
 
 
 def public_pool(files: Iterable[FileDescriptor] = PUBLIC_FILES) -> DescriptorPool:
@@ -100,3 +99,10 @@ def add_reflection(server: grpc.aio.Server) -> None:
         service, method = path.strip("/").split("/")
         handlers: dict[str, Any] = {method: handler}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+def _methods() -> Iterator[tuple[str, MethodDescriptor]]:
+    for file in PUBLIC_FILES:
+        for service in file.services_by_name.values():
+            for method in service.methods:
+                yield f"/{service.full_name}/{method.name}", method

@@ -20,6 +20,9 @@ from services.gateway.envoy.plan import (
     socket_address,
 )
 
+# Streams live long and do little at a time, so they neither take nor need the places of other calls.
+_STREAMS_MAX = 4096
+
 
 def policy_cluster(plan: EdgePlan) -> Json:
     """The authorization server."""
@@ -46,13 +49,8 @@ def service_cluster(plan: EdgePlan, service: str, address: str) -> Json:
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "circuit_breakers": {
             "thresholds": [
-                {
-                    "max_connections": 1024,
-                    "max_pending_requests": 1024,
-                    "max_requests": 4096,
-                    # Enough for the calls of a replica that dies, too few to double the load for long.
-                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 32},
-                }
+                _bounds("DEFAULT", plan.calls_in_flight_max * len(addresses)),
+                _bounds("HIGH", _STREAMS_MAX),
             ]
         },
         "transport_socket": _upstream_tls(plan, service),
@@ -77,9 +75,21 @@ def service_cluster(plan: EdgePlan, service: str, address: str) -> Json:
     return cluster
 
 
+def _bounds(priority: str, requests: int) -> Json:
+    return {
+        "priority": priority,
+        "max_connections": 1024,
+        "max_pending_requests": requests,
+        "max_requests": requests,
+        # Enough for the calls of a replica that dies, too few to double the load for long.
+        "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 32},
+    }
+
+
 def _health_check(service: str) -> Json:
     return {
-        "timeout": "1s",
+        # A replica that works at its limit answers late, which is no reason to lose it.
+        "timeout": "2s",
         "interval": "1s",
         # The default is a minute: a service that started late would be missed for so long.
         "no_traffic_interval": "1s",

@@ -213,6 +213,8 @@ def _route(plan: EdgePlan, method: PublicMethod) -> Json:
             **_timeouts(method.timeout_s),
             "hash_policy": hash_policy(method),
             "retry_policy": retry_policy(method),
+            # Streams have places of their own, so that neither keeps the other out.
+            **({"priority": "HIGH"} if streams or method.path in plan.server_streams else {}),
         },
         "typed_per_filter_config": {_BUFFER_FILTER: _no_buffer()} if streams else {},
     }
@@ -326,4 +328,11 @@ def _local_replies(plan: EdgePlan) -> Json:
     unavailable = Unavailable("a part of the service is not reachable; try again", retry_after_s=1.0)
     late = DeadlineExceeded("the call did not end in time; try again")
     replies = {**REFUSALS, 413: too_large, 503: unavailable, 408: late, 504: late}
-    return {"mappers": [_local_reply(http_status, error) for http_status, error in replies.items()]}
+    mappers = [_local_reply(http_status, error) for http_status, error in replies.items()]
+    return {"mappers": [_overload_reply(), *mappers]}
+
+
+def _overload_reply() -> Json:
+    """What is said of a call that is one too many for its service."""
+    overloaded = Unavailable("too many calls at once; try again", reason="OVERLOADED", retry_after_s=1.0)
+    return {**_local_reply(503, overloaded), "filter": {"response_flag_filter": {"flags": ["UO"]}}}

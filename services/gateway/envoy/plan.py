@@ -31,6 +31,10 @@ class EdgePlan:
     message_bytes_max: int
     # Public methods whose request is a stream, which is never buffered whole.
     client_streams: frozenset[str]
+    # Public methods whose answer is a stream.
+    server_streams: frozenset[str] = frozenset()
+    # Calls that do not stream which one replica of a service may have under way.
+    calls_in_flight_max: int = 512
 
     @property
     def policy_socket(self) -> Path:
