@@ -326,7 +326,7 @@ def held_for(edge: Edge, token: str, change: Callable[[Json], None], timeout: st
         return connection.reply(stream, 2.0).grpc_status
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -438,7 +438,7 @@ def details(error: grpc.aio.AioRpcError) -> tuple[str, list[str]]:
     return reason, fields
 
 
-async def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> None:
+async def eventually(holds: Callable[[], bool], within_s: float = 30.0) -> None:
     """Waits until something holds."""
     async with asyncio.timeout(within_s):
         while not holds():  # noqa: ASYNC110  (what is waited for is in another process or file)

@@ -26,7 +26,7 @@ def service(name: str, behaviour: str, folder: Path) -> Service:
     return Service(name, "tests.standalone.fake_service", environment, folder / f"{name}.log")
 
 
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "did not happen in time"

@@ -53,7 +53,7 @@ async def get(rig: Rig, id_: str) -> pb.Ingestion:
     return found
 
 
-async def ended(rig: Rig, id_: str, *, run: int = 0, within_s: float = 15.0) -> pb.Ingestion:
+async def ended(rig: Rig, id_: str, *, run: int = 0, within_s: float = 30.0) -> pb.Ingestion:
     """The ingestion, once it has ended or waits for a token."""
     found = None
     try:
