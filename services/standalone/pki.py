@@ -19,6 +19,7 @@ import datetime as dt
 import ipaddress
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,10 +145,13 @@ def service_names(service: str) -> list[x509.GeneralName]:
     return [x509.UniformResourceIdentifier(SPIFFE_PREFIX + service), x509.DNSName(host_of(service))]
 
 
-def ensure_installation(keys_dir: Path, *, clock: Clock | None = None) -> Installation:
+def ensure_installation(
+    keys_dir: Path, *, clock: Clock | None = None, edge_hosts: Sequence[str] = ()
+) -> Installation:
     """Makes what is missing, renews what ends soon, leaves all else; raises InstallationDamaged.
 
-    May be called again at any time, also after a crash in the middle.
+    May be called again at any time, also after a crash in the middle. The edge's certificate names this
+    machine's loopback and `edge_hosts`.
     """
     now = dt.datetime.fromtimestamp((clock or SystemClock()).now_s(), dt.UTC).replace(microsecond=0)
     installation = Installation(keys_dir)
@@ -160,7 +164,7 @@ def ensure_installation(keys_dir: Path, *, clock: Clock | None = None) -> Instal
         _ensure_leaf(folder, inner, service_names(service), now)
         _ensure_copy(folder / "ca.pem", inner.pem)
     outer = _ensure_authority(installation.edge_ca_file, "Sealcomb edge CA", now)
-    _ensure_leaf(installation.edge_tls_dir, outer, _edge_names(), now, server_only=True)
+    _ensure_leaf(installation.edge_tls_dir, outer, _edge_names(edge_hosts), now, server_only=True)
     for issuer in CONTEXT_ISSUERS:
         _ensure_signing_pair(installation, issuer)
     for path in (installation.root_key_file, installation.token_pepper_file):
@@ -309,9 +313,10 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _edge_names() -> list[x509.GeneralName]:
+def _edge_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
     loopback = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
-    return [x509.DNSName("localhost"), *(x509.IPAddress(address) for address in loopback)]
+    names = (x509.DNSName(host) for host in ("localhost", *hosts))
+    return [*names, *(x509.IPAddress(address) for address in loopback)]
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
