@@ -37,6 +37,7 @@ _ONE, _OTHER = ids.from_bytes(bytes(16)), ids.from_bytes(bytes(15) + b"b")
 _LINES, _OTHERS = _export(_ONE, 9), _export(_OTHER, 9)
 # A checkpoint of the same account and key, of an earlier end.
 _EARLIER = _export(_ONE, 5)[-1]
+_HEAD = verify_chain(_LINES, public_key=_PUBLIC, account=_ONE)
 
 _at = st.integers(0, 30)
 _changes = st.one_of(
@@ -92,21 +93,38 @@ def _first_difference(lines: list[str]) -> int:
     return 0
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(st.lists(_changes, min_size=1, max_size=4))
 def test_the_first_bad_line_is_named_whatever_was_done(changes: list[tuple[Any, ...]]) -> None:
     lines = _LINES
     for change in changes:
         lines = _changed(lines, change)
     first_bad = _first_difference(lines)
+    if lines[:6] == [*_LINES[:5], _EARLIER] and len(lines) > 6:
+        # A genuine checkpoint in its own place: what is bad is what follows.
+        first_bad = 7
     if not first_bad:
         head = verify_chain(lines, public_key=_PUBLIC, account=_ONE)
-        assert head is not None
-        assert head.sequence == 9
+        assert head == _HEAD
+        return
+    if lines == [*_LINES[:5], _EARLIER]:
+        # An earlier export, whole and signed: only what was kept since tells that it is not the latest.
+        assert verify_chain(lines, public_key=_PUBLIC, account=_ONE) is not None
+        with pytest.raises(ChainBroken):
+            verify_chain(lines, _HEAD, _PUBLIC, _ONE)
         return
     with pytest.raises(ChainBroken) as caught:
         verify_chain(lines, public_key=_PUBLIC, account=_ONE)
     assert caught.value.line == first_bad
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_an_earlier_export_holds_and_a_head_that_was_kept_tells_it_is_not_the_latest(at: int) -> None:
+    """What a checkpoint alone cannot say: truncated to a record whose own checkpoint was kept."""
+    earlier = [*_LINES[:at], _export(_ONE, at)[-1]]
+    assert verify_chain(earlier, public_key=_PUBLIC) is not None
+    with pytest.raises(ChainBroken):
+        verify_chain(earlier, _HEAD, _PUBLIC)
 
 
 def test_every_join_of_two_accounts_is_found() -> None:
