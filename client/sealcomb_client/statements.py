@@ -48,10 +48,15 @@ def verify_statement(text: str, kind: str, public_key: bytes) -> dict[str, Any]:
     if not hmac.compare_digest(str(fields.get("key")), name):
         raise StatementRefused("the statement was signed with another key than the one given")
     body = {field: value for field, value in fields.items() if field != "signature"}
+    spelled = str(fields.get("signature"))
     try:
-        key.verify(bytes.fromhex(str(fields.get("signature"))), _PREFIX + _canonical(body).encode())
+        signature = bytes.fromhex(spelled)
+        key.verify(signature, _PREFIX + _canonical(body).encode())
     except (InvalidSignature, ValueError):
         raise StatementRefused("the signature does not hold; the statement was changed") from None
+    # `fromhex` also takes capitals and spaces, which the signature itself does not cover.
+    if signature.hex() != spelled:
+        raise StatementRefused("the statement is not in canonical form")
     return fields
 
 

@@ -64,7 +64,11 @@ class StatementSigner:
             fields = json.loads(text)
             if not isinstance(fields, dict) or canonical(fields) != text or fields.get("kind") != kind:
                 raise StatementDamaged
-            signature = bytes.fromhex(fields.pop("signature"))
+            spelled = fields.pop("signature")
+            signature = bytes.fromhex(spelled)
+            # `fromhex` also takes capitals and spaces.
+            if signature.hex() != spelled:
+                raise StatementDamaged
             self._key.public_key().verify(signature, _PREFIX + canonical(fields).encode())
         except (InvalidSignature, KeyError, TypeError, ValueError, RecursionError):
             raise StatementDamaged("the statement does not hold") from None

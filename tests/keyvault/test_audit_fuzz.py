@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from sealcomb_client.audit import ChainBroken, verify_chain
 from services.common import ids
 from services.keyvault import audit
 from services.keyvault.audit import Act, export_line, link
-from services.keyvault.statements import CHECKPOINT, StatementSigner
+from services.keyvault.statements import CHECKPOINT, StatementDamaged, StatementSigner
 
 _SIGNER = StatementSigner(Ed25519PrivateKey.generate())
 _PUBLIC = _SIGNER.public_pem.encode()
@@ -125,6 +127,22 @@ def test_an_earlier_export_holds_and_a_head_that_was_kept_tells_it_is_not_the_la
     assert verify_chain(earlier, public_key=_PUBLIC) is not None
     with pytest.raises(ChainBroken):
         verify_chain(earlier, _HEAD, _PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "respell", [str.upper, lambda text: " " + text, lambda text: text[:64] + " " + text[64:]]
+)
+def test_a_signature_has_one_spelling(respell: Callable[[str], str]) -> None:
+    """Hex in capitals or with spaces is the same number and another line."""
+    fields = json.loads(_LINES[-1])
+    other = {**fields, "signature": respell(fields["signature"])}
+    line = json.dumps(other, sort_keys=True, separators=(",", ":"))
+    with pytest.raises(ChainBroken) as caught:
+        verify_chain([*_LINES[:-1], line], public_key=_PUBLIC)
+    assert caught.value.line == 10
+    with pytest.raises(StatementDamaged):
+        _SIGNER.read(line, CHECKPOINT)
+    assert _SIGNER.read(_LINES[-1], CHECKPOINT)["sequence"] == 9
 
 
 def test_every_join_of_two_accounts_is_found() -> None:
