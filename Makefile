@@ -98,7 +98,7 @@ check: setup ## Format, lint, types, layering, stub drift, protos, licences, dep
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/protos.py --check
-	$(BIN)/buf lint
+	$(BIN)/python scripts/protos.py --lint
 	$(BIN)/python scripts/licences.py
 	$(BIN)/python scripts/audit.py --tolerate-offline
 

@@ -15,6 +15,8 @@ from services.common.settings import ServiceSettings
 _ADDRESS = r"^[^\s,]+:\d{1,5}$"
 # One service's replicas, separated by commas; or a name that stands for all of them.
 _ADDRESSES = r"^[^\s,]+:\d{1,5}(,[^\s,]+:\d{1,5})*$"
+_ORIGIN = r"https?://[a-z0-9.-]+(?::\d{1,5})?"
+_ORIGINS = rf"^(?:{_ORIGIN}(?:,{_ORIGIN})*)?$"
 
 
 class GatewaySettings(ServiceSettings):
@@ -23,6 +25,12 @@ class GatewaySettings(ServiceSettings):
     # The edge: where clients connect, and the folder with its cert.pem and key.pem.
     edge_listen: str = Field(pattern=_ADDRESS)
     edge_tls_dir: Path
+    # The second door, JSON and gRPC-Web over HTTPS; empty: there is none.
+    edge_http_listen: str = Field(default="", pattern=r"^$|" + _ADDRESS)
+    # Origins whose pages may call it from a browser, such as https://app.example.com, with commas between.
+    edge_cors_origins: str = Field(default="", pattern=_ORIGINS)
+    # Whether the access log has the addresses of clients.
+    access_log_addresses: bool = True
     # Private folder (0700) for sockets and Envoy's configuration.
     run_dir: Path
     keyvault_address: str = Field(pattern=_ADDRESSES)
@@ -49,6 +57,10 @@ class GatewaySettings(ServiceSettings):
     failures_per_second: float = Field(default=5.0, gt=0, le=10_000)
     failure_burst: int = Field(default=50, ge=1, le=10_000)
 
+    # At the end: how long health says so before connections are refused, and how long calls may go on then.
+    drain_notice_s: float = Field(default=0.0, ge=0, le=300)
+    drain_s: float = Field(default=25.0, ge=0, le=600)
+
     # Calls that one replica of a service may have under way, streams aside; more are refused at once.
     edge_calls_in_flight_max: int = Field(default=512, ge=1, le=100_000)
     edge_connections_max: int = Field(default=10_000, ge=1, le=1_000_000)
@@ -57,6 +69,11 @@ class GatewaySettings(ServiceSettings):
     edge_message_bytes_max: int = Field(default=4 << 20, ge=1 << 16, le=64 << 20)
     # Worker threads of Envoy; 0: one per core.
     envoy_concurrency: int = Field(default=0, ge=0, le=256)
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """The origins, one by one."""
+        return tuple(origin for origin in self.edge_cors_origins.split(",") if origin)
 
     @property
     def envoy_workers(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -19,7 +19,14 @@ import structlog
 from prometheus_client import Counter
 
 from services.common.context import HEADER
-from services.common.errors import Kind, SealcombError, Unavailable
+from services.common.errors import SealcombError, Unavailable
+from services.common.rpc.problem import (
+    HTTP_STATUS,
+    PROBLEM_HEADER,
+    PROBLEM_WANTED_HEADER,
+    problem_json,
+    retry_after,
+)
 from services.common.rpc.status import status_proto
 from services.gateway.authorizer import Authorizer
 from services.gateway.sessions import Grant
@@ -35,17 +42,19 @@ _END = b"\r\n\r\n"
 _decisions = Counter("sealcomb_edge_decisions_total", "Decisions about calls at the edge", ["outcome"])
 _allowed = _decisions.labels("OK")
 
-# The HTTP status that Envoy acts upon; the gRPC status in the headers is what a client sees.
-_HTTP_STATUS = {
-    Kind.UNAUTHENTICATED: b"401 Unauthorized",
-    Kind.PERMISSION_DENIED: b"403 Forbidden",
-    Kind.FAILED_PRECONDITION: b"400 Bad Request",
-    Kind.RESOURCE_EXHAUSTED: b"429 Too Many Requests",
-}
+_PROBLEM_WANTED = PROBLEM_WANTED_HEADER.encode()
 
 
 class Malformed(Exception):
     """A request that Envoy would not send; the connection is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """How a refusal of one call is told."""
+
+    id: str
+    wants_problem: bool
 
 
 class ExtAuthz(asyncio.Protocol):
@@ -96,27 +105,29 @@ class ExtAuthz(asyncio.Protocol):
         path, headers = _parse(head)
         authorization = headers.get(b"authorization")
         address = headers.get(ADDRESS_HEADER.encode(), b"").decode("latin-1")
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:64]
+        request = _Request(
+            headers.get(b"x-request-id", b"").decode("latin-1")[:64], _PROBLEM_WANTED in headers
+        )
         try:
             grant = self._authorizer.admit(path, authorization, address)
         except Exception as error:  # noqa: BLE001  (whatever it is, the call is refused)
-            self._write(_refuse(error, request_id))
+            self._write(_refuse(error, request))
             return
         if grant is not None:
             self._write(_allow(grant))
             return
         self._pending = asyncio.get_running_loop().create_task(
-            self._decide_slowly(path, authorization, address, request_id)
+            self._decide_slowly(path, authorization, address, request)
         )
 
     async def _decide_slowly(
-        self, path: str, authorization: bytes | None, address: str, request_id: str
+        self, path: str, authorization: bytes | None, address: str, request: _Request
     ) -> None:
         try:
             async with asyncio.timeout(DECIDE_S):
                 answer = _allow(await self._authorizer.admit_slowly(path, authorization, address))
         except Exception as error:  # noqa: BLE001  (as above)
-            answer = _refuse(error, request_id)
+            answer = _refuse(error, request)
         self._pending = None
         self._write(answer)
         if self._buffer:
@@ -195,19 +206,24 @@ def _allow(grant: Grant) -> bytes:
     return grant.rendered
 
 
-def _refuse(error: Exception, request_id: str) -> bytes:
+def _refuse(error: Exception, request: _Request) -> bytes:
     if not isinstance(error, SealcombError):
-        _log.error("decision failed", request_id=request_id, exc_info=error)
+        _log.error("decision failed", request_id=request.id, exc_info=error)
         error = Unavailable("the call could not be authorised; try again", retry_after_s=1.0)
     _decisions.labels(error.kind.name).inc()
-    details = base64.b64encode(status_proto(error, request_id).SerializeToString()).rstrip(b"=")
-    parts = [
-        b"HTTP/1.1 ", _HTTP_STATUS.get(error.kind, b"503 Service Unavailable"),
-        b"\r\ngrpc-status: ", str(error.kind.value).encode(),
-        b"\r\ngrpc-message: ", quote(error.message, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode(),
-        b"\r\ngrpc-status-details-bin: ", details,
-    ]  # fmt: skip
-    if error.retry_after_s is not None:
-        parts += [b"\r\nretry-after: ", str(max(1, math.ceil(error.retry_after_s))).encode()]
+    # The HTTP status is what Envoy acts upon; a gRPC client sees the gRPC status in the headers.
+    parts = [b"HTTP/1.1 %d refused" % HTTP_STATUS[error.kind]]
+    if request.wants_problem:
+        parts += [b"\r\n", PROBLEM_HEADER.encode(), b": ", problem_json(error, request.id).encode()]
+    else:
+        details = base64.b64encode(status_proto(error, request.id).SerializeToString()).rstrip(b"=")
+        parts += [
+            b"\r\ngrpc-status: ", str(error.kind.value).encode(),
+            b"\r\ngrpc-message: ", quote(error.message, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode(),
+            b"\r\ngrpc-status-details-bin: ", details,
+        ]  # fmt: skip
+    wait = retry_after(error)
+    if wait is not None:
+        parts += [b"\r\nretry-after: ", wait.encode()]
     parts.append(b"\r\ncontent-length: 0\r\n\r\n")
     return b"".join(parts)

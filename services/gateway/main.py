@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 import uvloop
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from sealcomb.internal.v1 import edge_service_pb2_grpc
@@ -33,6 +35,8 @@ from services.gateway.buckets import AddressBuckets, BucketTable, Limits
 from services.gateway.changes.feed import ChangeFeed
 from services.gateway.config import GatewaySettings
 from services.gateway.contexts import ContextMint
+from services.gateway.envoy.admin import EnvoyAdmin
+from services.gateway.envoy.metrics import EnvoyCollector
 from services.gateway.envoy.plan import EdgePlan
 from services.gateway.envoy.supervisor import EnvoyRefused, EnvoySupervisor, envoy_binary
 from services.gateway.ext_authz import ExtAuthzServer
@@ -42,7 +46,12 @@ from services.gateway.issuer import TokenIssuer
 from services.gateway.operator import ensure_operator_token, replace_operator_token
 from services.gateway.positions import page_key
 from services.gateway.profiles import Profiles
-from services.gateway.reflection import add_reflection, client_stream_methods, server_stream_methods
+from services.gateway.reflection import (
+    add_reflection,
+    client_stream_methods,
+    public_descriptors,
+    server_stream_methods,
+)
 from services.gateway.servicers import AccountServicer, EdgeServicer, TokenServicer
 from services.gateway.sessions import Defaults, Sessions
 from services.gateway.standing import Standing
@@ -92,10 +101,8 @@ def main() -> int:
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) -> None:
     """Everything, from the first file to the last goodbye."""
-    stop = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop, hurry = stop or asyncio.Event(), asyncio.Event()
+    _stop_on_signals(stop, hurry)
     clock = SystemClock()
     private_folder(settings.run_dir)
     pepper = Pepper.from_file(settings.token_pepper_file)
@@ -163,12 +170,11 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     policy = ExtAuthzServer(authorizer, plan.policy_socket)
     await policy.start()
     envoy = EnvoySupervisor(plan, settings.envoy_workers, envoy_binary())
-    poller = HealthPoller(channels, server.set_ready)
+    health = asyncio.create_task(HealthPoller(channels, server.set_ready).run())
     background = [
         asyncio.create_task(work)
         for work in (
             keyvault.watch(on_key_event),
-            poller.run(),
             feed.follow(),
             _every(_SWEEP_EVERY_S, accounts.finish_interrupted),
             _every(_USAGE_EVERY_S, lambda: _write_usage(store, usage)),
@@ -179,10 +185,17 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     try:
         await envoy.prepare()
         envoy.start()
+        REGISTRY.register(EnvoyCollector(EnvoyAdmin(plan.admin_socket)))
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
             _log.info("gateway started", port=server.port)
             await stop.wait()
+            # Balancers learn it first, then the calls in flight end; policy answers to the last of them.
+            await _end(health)
+            await server.set_ready(False)
+            await _pause(settings.drain_notice_s, hurry)
+            await envoy.drain(settings.drain_s, hurry)
     finally:
+        await _end(health)
         await envoy.stop()
         await policy.stop()
         await server.stop()
@@ -217,6 +230,10 @@ def edge_plan(settings: GatewaySettings, policy_port: int) -> EdgePlan:
         client_streams=client_stream_methods() | frozenset(REFLECTION_METHODS),
         server_streams=server_stream_methods(),
         calls_in_flight_max=settings.edge_calls_in_flight_max,
+        http_listen=settings.edge_http_listen or None,
+        cors_origins=settings.cors_origins,
+        descriptors=public_descriptors(),
+        log_addresses=settings.access_log_addresses,
     )
 
 
@@ -226,6 +243,29 @@ def _new_operator_token(settings: GatewaySettings) -> None:
     pepper = Pepper.from_file(settings.token_pepper_file)
     replace_operator_token(store, pepper, settings.operator_token_file, SystemClock(), os.urandom)
     store.close()
+
+
+def _stop_on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    """The first signal ends the process in order, the second at once."""
+
+    def on_signal() -> None:
+        if stop.is_set():
+            hurry.set()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+
+async def _pause(seconds: float, hurry: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(hurry.wait(), seconds)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc.aio
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
@@ -70,21 +70,31 @@ def server_stream_methods() -> frozenset[str]:
 def public_pool(files: Iterable[FileDescriptor] = PUBLIC_FILES) -> DescriptorPool:
     """A descriptor pool with these files and what they import."""
     pool = DescriptorPool()
-    seen: set[str] = set()
+    for proto in _with_imports(files):
+        pool.Add(proto)
+    return pool
+
+
+def public_descriptors() -> bytes:
+    """The public files and what they import, as a FileDescriptorSet."""
+    return FileDescriptorSet(file=_with_imports(PUBLIC_FILES)).SerializeToString()
+
+
+def _with_imports(files: Iterable[FileDescriptor]) -> list[FileDescriptorProto]:
+    found: dict[str, FileDescriptorProto] = {}
 
     def add(file: FileDescriptor) -> None:
-        if file.name in seen:
+        if file.name in found:
             return
-        seen.add(file.name)
         for dependency in file.dependencies:
             add(dependency)
         proto = FileDescriptorProto()
         file.CopyToProto(proto)
-        pool.Add(proto)
+        found[file.name] = proto
 
     for file in files:
         add(file)
-    return pool
+    return list(found.values())
 
 
 def add_reflection(server: grpc.aio.Server) -> None:

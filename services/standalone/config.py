@@ -35,6 +35,9 @@ class StandaloneSettings(BaseSettings):
     keys_dir: Path | None = None
     edge_host: str = "127.0.0.1"
     edge_port: int = Field(default=8443, ge=1, le=65535)
+    # JSON over HTTPS and gRPC-Web; 0: no such door.
+    edge_http_port: int = Field(default=8444, ge=0, le=65535)
+    edge_cors_origins: str = ""
     # `make run DEMO=0` says it without the prefix.
     demo: bool = Field(default=True, validation_alias=AliasChoices("SEALCOMB_DEMO", "DEMO"))
     # Folder of the demo's documents.
@@ -165,10 +168,13 @@ class Layout:
             "TOKEN_PEPPER_FILE": str(self.installation.token_pepper_file),
             "OPERATOR_TOKEN_FILE": str(self.operator_token_file),
             "EDGE_LISTEN": f"{self.settings.edge_host}:{self.settings.edge_port}",
+            "EDGE_CORS_ORIGINS": self.settings.edge_cors_origins,
             "EDGE_TLS_DIR": str(self.installation.edge_tls_dir),
             # Beside the keys, since Envoy's configuration may name or hold some.
             "RUN_DIR": str(self.installation.keys_dir / "run"),
         }
+        if self.settings.edge_http_port:
+            own["EDGE_HTTP_LISTEN"] = f"{self.settings.edge_host}:{self.settings.edge_http_port}"
         if self.settings.calls_per_second is not None:
             own["CALLS_PER_SECOND"] = str(self.settings.calls_per_second)
         if self.settings.burst is not None:

@@ -191,7 +191,9 @@ def prepare(settings: StandaloneSettings) -> Layout:
     """The keys, ports and model of the installation. Raises StartFailed."""
     data = settings.data_dir.absolute()
     try:
-        require_free(settings.edge_host, settings.edge_port)
+        require_free(settings.edge_host, settings.edge_port, "SEALCOMB_EDGE_PORT")
+        if settings.edge_http_port:
+            require_free(settings.edge_host, settings.edge_http_port, "SEALCOMB_EDGE_HTTP_PORT")
         if (data / "keyvault").exists() and not settings.keys_folder.exists():
             raise StartFailed(
                 f"there is data in {data} but no keys in {settings.keys_folder}; restore the keys"

@@ -40,17 +40,15 @@ def free_ports(count: int, chance: random.Random | None = None) -> list[int]:
     raise PortTaken("no free ports found on loopback")
 
 
-def require_free(host: str, port: int) -> None:
-    """Raises PortTaken if something listens on the port."""
+def require_free(host: str, port: int, setting: str) -> None:
+    """Raises PortTaken if something listens on the port, which the setting can change."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the edge itself will do, so that connections that just ended are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortTaken(
-                f"port {port} of {host} is in use; stop that program or set SEALCOMB_EDGE_PORT"
-            ) from error
+            raise PortTaken(f"port {port} of {host} is in use; stop that program or set {setting}") from error
 
 
 def _outgoing_start() -> int:

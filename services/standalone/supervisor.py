@@ -22,7 +22,8 @@ from services.standalone.logs import LogFile
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 64 * 1024
 _READS_MAX = 16
-_STOP_GRACE_S = 12.0
+# The edge lets calls in flight end first, which takes up to 25 s.
+_STOP_GRACE_S = 40.0
 # A service that lived this long starts afresh: its next death is the first again.
 _SETTLED_S = 5.0
 _BACKOFF_FIRST_S = 0.1

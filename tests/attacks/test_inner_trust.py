@@ -169,7 +169,8 @@ def test_only_the_edge_and_four_inner_ports_listen_and_all_on_loopback(inside: I
                 # grpc listens on IPv6 sockets, where IPv4 addresses look like this.
                 listening.add((connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port))
     inner = {("127.0.0.1", int(address.rpartition(":")[2])) for address in inside.addresses.values()}
-    assert listening == inner | {("127.0.0.1", inside.installation.edge_port)}
+    edge = {("127.0.0.1", port) for port in (inside.installation.edge_port, inside.installation.http_port)}
+    assert listening == inner | edge
     for host, port in listening:
         assert not speaks_plaintext(host, port)
 

@@ -46,6 +46,9 @@ from services.standalone.pki import Installation, ensure_installation
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = b"\x0a\x04hold"
+# Fails, if told to, only after its first message.
+LATE = b"\x0a\x04late"
+PAUSE = b"\x0a\x05pause"
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Seen:
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Answers every public method of one service and keeps what it got; a call with HOLD waits."""
+    """Answers every public method of one service and keeps what it got; calls with HOLD or PAUSE wait."""
 
     def __init__(self, service: str, backends: Backends) -> None:
         self._service = service
@@ -84,6 +87,12 @@ class Echo(grpc.GenericRpcHandler):
                     await asyncio.sleep(60)
                 finally:
                     self._backends.held -= 1
+            if PAUSE in body:
+                self._backends.held += 1
+                await asyncio.to_thread(self._backends.gate.wait, 60)
+                self._backends.held -= 1
+            if LATE in body:
+                yield b""
             await self._backends.fail_if_told(context)
             yield b""
 
@@ -183,6 +192,8 @@ class Backends:
         self._installation = installation
         self.seen: list[Seen] = []
         self.held = 0
+        # What calls with PAUSE wait for.
+        self.gate = threading.Event()
         self.failure: Callable[[], Exception] | None = None
         self.keyvault = Keyvault()
         self.addresses: dict[str, str] = {}
@@ -249,6 +260,8 @@ class Edge:
     port: int
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    # Of the second door.
+    http_port: int = field(default_factory=lambda: free_port())
 
     @property
     def run_dir(self) -> Path:
@@ -270,6 +283,7 @@ class Edge:
             "SEALCOMB_CONTEXT_TRUST_DIR": str(own.context_trust_dir),
             "SEALCOMB_DATABASE_URL": f"sqlite:///{self.folder}/gateway.db",
             "SEALCOMB_EDGE_LISTEN": f"127.0.0.1:{self.port}",
+            "SEALCOMB_EDGE_HTTP_LISTEN": f"127.0.0.1:{self.http_port}",
             "SEALCOMB_EDGE_TLS_DIR": str(own.edge_tls_dir),
             "SEALCOMB_RUN_DIR": str(self.run_dir),
             "SEALCOMB_KEYVAULT_ADDRESS": self.backends.addresses[KEYVAULT],
@@ -285,6 +299,7 @@ class Edge:
             "SEALCOMB_FAILURES_PER_SECOND": "5000",
             "SEALCOMB_FAILURE_BURST": "10000",
             "SEALCOMB_ENVOY_CONCURRENCY": "1",
+            "SEALCOMB_DRAIN_S": "1",
             **self.settings,
         }
 

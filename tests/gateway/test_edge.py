@@ -405,7 +405,9 @@ def test_the_running_configuration_routes_every_method_under_policy(edge: Edge) 
         "/grpc.health.v1.Health/Check",
         "/",
     ]
-    assert "admin" not in config
+    pipe = config["admin"]["address"]["pipe"]
+    assert Path(pipe["path"]).parent == edge.run_dir
+    assert stat.S_IMODE(Path(pipe["path"]).stat().st_mode) == 0o600
 
 
 def test_renewed_certificates_are_served_without_a_restart(tmp_path: Path) -> None:

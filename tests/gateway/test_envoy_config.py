@@ -101,11 +101,11 @@ def test_every_service_is_known_by_its_certificate_alone(config: Json) -> None:
         assert context["tls_params"]["tls_minimum_protocol_version"] == "TLSv1_3"
 
 
-def test_it_fails_closed_and_has_no_administration_interface(config: Json) -> None:
+def test_it_fails_closed_and_is_administered_by_a_private_socket_alone(config: Json, tmp_path: Path) -> None:
     (authz,) = [one for one in manager(config)["http_filters"] if one["name"] == "ext_authz"]
     assert authz["typed_config"]["failure_mode_allow"] is False
     assert authz["typed_config"]["status_on_error"] == {"code": "ServiceUnavailable"}
-    assert "admin" not in config
+    assert config["admin"] == {"address": {"pipe": {"path": str(tmp_path / "admin.sock"), "mode": 0o600}}}
     assert tls(config)["tls_params"]["tls_minimum_protocol_version"] == "TLSv1_3"
 
 

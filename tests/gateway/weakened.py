@@ -21,7 +21,10 @@ def weakened(edge: Edge, weaken: Callable[[Json], None]) -> Iterator[Edge]:
     """The edge as it would be had `weaken` been applied to its configuration."""
     config = json.loads((edge.run_dir / "envoy.json").read_text())
     port = free_port()
-    config["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"] = port
+    http_port = free_port()
+    for listener, own in zip(config["static_resources"]["listeners"], (port, http_port), strict=False):
+        listener["address"]["socket_address"]["port_value"] = own
+    config["admin"]["address"]["pipe"]["path"] += f".{port}"
     before = copy.deepcopy(config)
     weaken(config)
     assert config != before, "the twin must differ"
@@ -37,11 +40,13 @@ def weakened(edge: Edge, weaken: Callable[[Json], None]) -> Iterator[Edge]:
             "1",
             "-l",
             "critical",
+            "--file-flush-interval-msec",
+            "200",
         ],
         env={},
         stderr=subprocess.DEVNULL,
     )
-    twin = Edge(edge.folder, edge.installation, edge.backends, port, edge.settings)
+    twin = Edge(edge.folder, edge.installation, edge.backends, port, edge.settings, http_port=http_port)
     try:
         deadline = time.monotonic() + 10
         while twin.health() != "SERVING":
@@ -59,6 +64,14 @@ def weakened(edge: Edge, weaken: Callable[[Json], None]) -> Iterator[Edge]:
 def manager(config: Json) -> Json:
     """The HTTP connection manager in a configuration."""
     chain = config["static_resources"]["listeners"][0]["filter_chains"][0]
+    found = chain["filters"][0]["typed_config"]
+    assert isinstance(found, dict)
+    return found
+
+
+def http_manager(config: Json) -> Json:
+    """The HTTP connection manager of the second door."""
+    chain = config["static_resources"]["listeners"][1]["filter_chains"][0]
     found = chain["filters"][0]["typed_config"]
     assert isinstance(found, dict)
     return found

@@ -40,7 +40,7 @@ def test_a_port_in_use_is_not_found_and_is_refused_for_the_edge() -> None:
         with pytest.raises(PortTaken):
             free_ports(1, Stubborn())
         with pytest.raises(PortTaken, match="SEALCOMB_EDGE_PORT"):
-            require_free("127.0.0.1", taken)
+            require_free("127.0.0.1", taken, "SEALCOMB_EDGE_PORT")
 
 
 def test_a_second_installation_on_the_same_folder_is_refused(

@@ -38,6 +38,7 @@ class Installation:
 
     folder: Path
     edge_port: int
+    http_port: int
     process: subprocess.Popen[bytes]
     clients: list[Client] = field(default_factory=list)
 
@@ -116,13 +117,14 @@ def start(folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None
     """Starts an installation whose state, home and temporary files are below the folder."""
     for name in ("home", "tmp"):
         (folder / name).mkdir(exist_ok=True)
-    port = free_ports(1)[0]
+    port, http_port = free_ports(2)
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "SEALCOMB_DATA_DIR": str(folder / "data"),
         "SEALCOMB_EDGE_PORT": str(port),
+        "SEALCOMB_EDGE_HTTP_PORT": str(http_port),
         **_GENEROUS,
         **(environ or {}),
     }
@@ -140,7 +142,7 @@ def start(folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None
             stderr=subprocess.STDOUT,
             cwd=folder,
         )
-    installation = Installation(folder, port, process)
+    installation = Installation(folder, port, http_port, process)
     end = time.monotonic() + _READY_WITHIN_S
     while "ready at" not in installation.output:
         if process.poll() is not None or time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""The README's commands, run as a reader would: what they print is what it says."""
+"""The commands of the README and of docs/http.md, run as a reader would: they print what it says there."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Step:
     expected: str
 
 
-def blocks(kind: str) -> list[str]:
-    """The README's fenced blocks of a kind."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks(kind: str, document: str = "README.md") -> list[str]:
+    """A document's fenced blocks of a kind."""
+    text = (ROOT / document).read_text(encoding="utf-8")
     return [body for found, body in _FENCE.findall(text) if found == kind]
 
 
@@ -79,11 +79,15 @@ def test_the_readme_has_commands_for_all_three_ways() -> None:
     assert len(blocks("python")) == len(blocks("text")) == 1
 
 
-def test_the_console_commands_print_what_the_readme_shows(installation: Installation, checkout: Path) -> None:
-    todo = [step for block in blocks("console") for step in steps(block)]
+@pytest.mark.parametrize("document", ["README.md", "docs/http.md"])
+def test_the_console_commands_print_what_is_shown(
+    installation: Installation, checkout: Path, document: str
+) -> None:
+    todo = [step for block in blocks("console", document) for step in steps(block)]
     script = "shopt -s expand_aliases\n"
     for step in todo:
-        script += step.command.replace("127.0.0.1:8443", f"127.0.0.1:{installation.edge_port}") + "\n"
+        command = step.command.replace("127.0.0.1:8443", f"127.0.0.1:{installation.edge_port}")
+        script += command.replace("127.0.0.1:8444", f"127.0.0.1:{installation.http_port}") + "\n"
         script += f"echo '{_MARK}'\n"
     outputs = run(installation, checkout, ["bash", "-c", script]).split(_MARK + "\n")
     wrong = [

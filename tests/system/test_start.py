@@ -45,6 +45,7 @@ def test_make_run_is_stopped_by_ctrl_c_and_leaves_no_process(tmp_path: Path) -> 
         "HOME": str(tmp_path),
         "SEALCOMB_DATA_DIR": str(tmp_path / "data"),
         "SEALCOMB_EDGE_PORT": str(free_ports(1)[0]),
+        "SEALCOMB_EDGE_HTTP_PORT": "0",
     }
     output = tmp_path / "output.txt"
     with output.open("wb") as into:
@@ -99,6 +100,7 @@ def test_a_second_start_on_the_same_data_is_refused(installation: Installation) 
             "PATH": os.environ["PATH"],
             "SEALCOMB_DATA_DIR": str(installation.data),
             "SEALCOMB_EDGE_PORT": str(free_ports(1)[0]),
+            "SEALCOMB_EDGE_HTTP_PORT": "0",
         },
         capture_output=True,
         timeout=30,
@@ -116,6 +118,7 @@ def test_a_port_in_use_is_named(installation: Installation, tmp_path: Path) -> N
             "PATH": os.environ["PATH"],
             "SEALCOMB_DATA_DIR": str(tmp_path / "data"),
             "SEALCOMB_EDGE_PORT": str(installation.edge_port),
+            "SEALCOMB_EDGE_HTTP_PORT": "0",
         },
         capture_output=True,
         timeout=30,

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealcomb/v1/account_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x01\n\x06Limits\x12\x1d\n\x10\x63\x61lls_per_second\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x62urst\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\rH\x02\x88\x01\x01\x12#\n\x07per_day\x18\x04 \x01(\x0b\x32\x12.sealcomb.v1.Quota\x12%\n\tper_month\x18\x05 \x01(\x0b\x32\x12.sealcomb.v1.QuotaB\x13\n\x11_calls_per_secondB\x08\n\x06_burstB\x12\n\x10_calls_in_flight\"\x89\x01\n\x05Quota\x12\x12\n\x05\x63\x61lls\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06points\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x16\n\tdocuments\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x08\n\x06_callsB\t\n\x07_pointsB\x0c\n\n_documentsB\x08\n\x06_bytes\"\x8c\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x14\x43reateAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"R\n\x15\x43reateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\x12\x12\n\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x1f\n\x11GetAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x12GetAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"<\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAccountsResponse\x12&\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x14.sealcomb.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x16\n\tsuspended\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0c\n\n_suspended\">\n\x15UpdateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"3\n\x14\x44\x65leteAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"(\n\x15\x44\x65leteAccountResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t\"+\n\x0fGetUsageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\r\"]\n\x10GetUsageResponse\x12#\n\x04\x64\x61ys\x18\x01 \x03(\x0b\x32\x15.sealcomb.v1.DayUsage\x12$\n\x05month\x18\x02 \x01(\x0b\x32\x15.sealcomb.v1.DayUsage\"k\n\x08\x44\x61yUsage\x12\x0c\n\x04\x64\x61te\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08refusals\x18\x03 \x01(\x04\x12\x0e\n\x06points\x18\x04 \x01(\x04\x12\x11\n\tdocuments\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x32\x85\x04\n\x0e\x41\x63\x63ountService\x12V\n\rCreateAccount\x12!.sealcomb.v1.CreateAccountRequest\x1a\".sealcomb.v1.CreateAccountResponse\x12M\n\nGetAccount\x12\x1e.sealcomb.v1.GetAccountRequest\x1a\x1f.sealcomb.v1.GetAccountResponse\x12S\n\x0cListAccounts\x12 .sealcomb.v1.ListAccountsRequest\x1a!.sealcomb.v1.ListAccountsResponse\x12V\n\rUpdateAccount\x12!.sealcomb.v1.UpdateAccountRequest\x1a\".sealcomb.v1.UpdateAccountResponse\x12V\n\rDeleteAccount\x12!.sealcomb.v1.DeleteAccountRequest\x1a\".sealcomb.v1.DeleteAccountResponse\x12G\n\x08GetUsage\x12\x1c.sealcomb.v1.GetUsageRequest\x1a\x1d.sealcomb.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sealcomb/v1/account_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x01\n\x06Limits\x12\x1d\n\x10\x63\x61lls_per_second\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x62urst\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\rH\x02\x88\x01\x01\x12#\n\x07per_day\x18\x04 \x01(\x0b\x32\x12.sealcomb.v1.Quota\x12%\n\tper_month\x18\x05 \x01(\x0b\x32\x12.sealcomb.v1.QuotaB\x13\n\x11_calls_per_secondB\x08\n\x06_burstB\x12\n\x10_calls_in_flight\"\x89\x01\n\x05Quota\x12\x12\n\x05\x63\x61lls\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x06points\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x16\n\tdocuments\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x08\n\x06_callsB\t\n\x07_pointsB\x0c\n\n_documentsB\x08\n\x06_bytes\"\x8c\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x14\x43reateAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"R\n\x15\x43reateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\x12\x12\n\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x1f\n\x11GetAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\";\n\x12GetAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"<\n\x13ListAccountsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAccountsResponse\x12&\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x14.sealcomb.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x14UpdateAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Limits\x12\x16\n\tsuspended\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0c\n\n_suspended\">\n\x15UpdateAccountResponse\x12%\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x14.sealcomb.v1.Account\"3\n\x14\x44\x65leteAccountRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"(\n\x15\x44\x65leteAccountResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t\"+\n\x0fGetUsageRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\r\"]\n\x10GetUsageResponse\x12#\n\x04\x64\x61ys\x18\x01 \x03(\x0b\x32\x15.sealcomb.v1.DayUsage\x12$\n\x05month\x18\x02 \x01(\x0b\x32\x15.sealcomb.v1.DayUsage\"k\n\x08\x44\x61yUsage\x12\x0c\n\x04\x64\x61te\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x04\x12\x10\n\x08refusals\x18\x03 \x01(\x04\x12\x0e\n\x06points\x18\x04 \x01(\x04\x12\x11\n\tdocuments\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x32\xb6\x05\n\x0e\x41\x63\x63ountService\x12o\n\rCreateAccount\x12!.sealcomb.v1.CreateAccountRequest\x1a\".sealcomb.v1.CreateAccountResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/accounts:\x01*\x12h\n\nGetAccount\x12\x1e.sealcomb.v1.GetAccountRequest\x1a\x1f.sealcomb.v1.GetAccountResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/accounts/{id}\x12i\n\x0cListAccounts\x12 .sealcomb.v1.ListAccountsRequest\x1a!.sealcomb.v1.ListAccountsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/accounts\x12t\n\rUpdateAccount\x12!.sealcomb.v1.UpdateAccountRequest\x1a\".sealcomb.v1.UpdateAccountResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x32\x11/v1/accounts/{id}:\x01*\x12q\n\rDeleteAccount\x12!.sealcomb.v1.DeleteAccountRequest\x1a\".sealcomb.v1.DeleteAccountResponse\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/accounts/{id}\x12u\n\x08GetUsage\x12\x1c.sealcomb.v1.GetUsageRequest\x1a\x1d.sealcomb.v1.GetUsageResponse\",\x82\xd3\xe4\x93\x02&\x12\t/v1/usageZ\x19\x12\x17/v1/accounts/{id}/usageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,38 +35,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEACCOUNTRESPONSE'].fields_by_name['token']._loaded_options = None
   _globals['_CREATEACCOUNTRESPONSE'].fields_by_name['token']._serialized_options = b'\200\001\001'
-  _globals['_LIMITS']._serialized_start=84
-  _globals['_LIMITS']._serialized_end=300
-  _globals['_QUOTA']._serialized_start=303
-  _globals['_QUOTA']._serialized_end=440
-  _globals['_ACCOUNT']._serialized_start=443
-  _globals['_ACCOUNT']._serialized_end=583
-  _globals['_CREATEACCOUNTREQUEST']._serialized_start=585
-  _globals['_CREATEACCOUNTREQUEST']._serialized_end=683
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=685
-  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=767
-  _globals['_GETACCOUNTREQUEST']._serialized_start=769
-  _globals['_GETACCOUNTREQUEST']._serialized_end=800
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=802
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=861
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=863
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=923
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=925
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1012
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=1014
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=1123
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=1125
-  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1187
-  _globals['_DELETEACCOUNTREQUEST']._serialized_start=1189
-  _globals['_DELETEACCOUNTREQUEST']._serialized_end=1240
-  _globals['_DELETEACCOUNTRESPONSE']._serialized_start=1242
-  _globals['_DELETEACCOUNTRESPONSE']._serialized_end=1282
-  _globals['_GETUSAGEREQUEST']._serialized_start=1284
-  _globals['_GETUSAGEREQUEST']._serialized_end=1327
-  _globals['_GETUSAGERESPONSE']._serialized_start=1329
-  _globals['_GETUSAGERESPONSE']._serialized_end=1422
-  _globals['_DAYUSAGE']._serialized_start=1424
-  _globals['_DAYUSAGE']._serialized_end=1531
-  _globals['_ACCOUNTSERVICE']._serialized_start=1534
-  _globals['_ACCOUNTSERVICE']._serialized_end=2051
+  _globals['_ACCOUNTSERVICE'].methods_by_name['CreateAccount']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['CreateAccount']._serialized_options = b'\202\323\344\223\002\021\"\014/v1/accounts:\001*'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['GetAccount']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['GetAccount']._serialized_options = b'\202\323\344\223\002\023\022\021/v1/accounts/{id}'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['ListAccounts']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['ListAccounts']._serialized_options = b'\202\323\344\223\002\016\022\014/v1/accounts'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['UpdateAccount']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['UpdateAccount']._serialized_options = b'\202\323\344\223\002\0262\021/v1/accounts/{id}:\001*'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['DeleteAccount']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['DeleteAccount']._serialized_options = b'\202\323\344\223\002\023*\021/v1/accounts/{id}'
+  _globals['_ACCOUNTSERVICE'].methods_by_name['GetUsage']._loaded_options = None
+  _globals['_ACCOUNTSERVICE'].methods_by_name['GetUsage']._serialized_options = b'\202\323\344\223\002&\022\t/v1/usageZ\031\022\027/v1/accounts/{id}/usage'
+  _globals['_LIMITS']._serialized_start=114
+  _globals['_LIMITS']._serialized_end=330
+  _globals['_QUOTA']._serialized_start=333
+  _globals['_QUOTA']._serialized_end=470
+  _globals['_ACCOUNT']._serialized_start=473
+  _globals['_ACCOUNT']._serialized_end=613
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=615
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=713
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=715
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=797
+  _globals['_GETACCOUNTREQUEST']._serialized_start=799
+  _globals['_GETACCOUNTREQUEST']._serialized_end=830
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=832
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=891
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=893
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=953
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=955
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1042
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=1044
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=1153
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_start=1155
+  _globals['_UPDATEACCOUNTRESPONSE']._serialized_end=1217
+  _globals['_DELETEACCOUNTREQUEST']._serialized_start=1219
+  _globals['_DELETEACCOUNTREQUEST']._serialized_end=1270
+  _globals['_DELETEACCOUNTRESPONSE']._serialized_start=1272
+  _globals['_DELETEACCOUNTRESPONSE']._serialized_end=1312
+  _globals['_GETUSAGEREQUEST']._serialized_start=1314
+  _globals['_GETUSAGEREQUEST']._serialized_end=1357
+  _globals['_GETUSAGERESPONSE']._serialized_start=1359
+  _globals['_GETUSAGERESPONSE']._serialized_end=1452
+  _globals['_DAYUSAGE']._serialized_start=1454
+  _globals['_DAYUSAGE']._serialized_end=1561
+  _globals['_ACCOUNTSERVICE']._serialized_start=1564
+  _globals['_ACCOUNTSERVICE']._serialized_end=2258
 # @@protoc_insertion_point(module_scope)

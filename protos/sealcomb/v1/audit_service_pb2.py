@@ -22,34 +22,43 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealcomb/v1/audit_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\nAuditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x10\n\x08token_id\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\x0c\":\n\x11ListEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListEventsResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13\x45xportEventsRequest\"$\n\x14\x45xportEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t\"\x16\n\x14GetCheckpointRequest\"?\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\t\"0\n\x1a\x45xportAccountEventsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"+\n\x1b\x45xportAccountEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t2\xf8\x02\n\x0c\x41uditService\x12M\n\nListEvents\x12\x1e.sealcomb.v1.ListEventsRequest\x1a\x1f.sealcomb.v1.ListEventsResponse\x12U\n\x0c\x45xportEvents\x12 .sealcomb.v1.ExportEventsRequest\x1a!.sealcomb.v1.ExportEventsResponse0\x01\x12V\n\rGetCheckpoint\x12!.sealcomb.v1.GetCheckpointRequest\x1a\".sealcomb.v1.GetCheckpointResponse\x12j\n\x13\x45xportAccountEvents\x12\'.sealcomb.v1.ExportAccountEventsRequest\x1a(.sealcomb.v1.ExportAccountEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealcomb/v1/audit_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x01\n\nAuditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x10\n\x08token_id\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04hash\x18\n \x01(\x0c\":\n\x11ListEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListEventsResponse\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13\x45xportEventsRequest\"$\n\x14\x45xportEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t\"\x16\n\x14GetCheckpointRequest\"?\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\t\"0\n\x1a\x45xportAccountEventsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"+\n\x1b\x45xportAccountEventsResponse\x12\x0c\n\x04line\x18\x01 \x01(\t2\x89\x04\n\x0c\x41uditService\x12g\n\nListEvents\x12\x1e.sealcomb.v1.ListEventsRequest\x1a\x1f.sealcomb.v1.ListEventsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/audit/events\x12v\n\x0c\x45xportEvents\x12 .sealcomb.v1.ExportEventsRequest\x1a!.sealcomb.v1.ExportEventsResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/audit/events:export0\x01\x12t\n\rGetCheckpoint\x12!.sealcomb.v1.GetCheckpointRequest\x1a\".sealcomb.v1.GetCheckpointResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/audit/checkpoint\x12\xa1\x01\n\x13\x45xportAccountEvents\x12\'.sealcomb.v1.ExportAccountEventsRequest\x1a(.sealcomb.v1.ExportAccountEventsResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1/accounts/{account_id}/audit/events:export0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.audit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITEVENT']._serialized_start=82
-  _globals['_AUDITEVENT']._serialized_end=287
-  _globals['_LISTEVENTSREQUEST']._serialized_start=289
-  _globals['_LISTEVENTSREQUEST']._serialized_end=347
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=349
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=435
-  _globals['_EXPORTEVENTSREQUEST']._serialized_start=437
-  _globals['_EXPORTEVENTSREQUEST']._serialized_end=458
-  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=460
-  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=496
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=498
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=520
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=522
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=585
-  _globals['_EXPORTACCOUNTEVENTSREQUEST']._serialized_start=587
-  _globals['_EXPORTACCOUNTEVENTSREQUEST']._serialized_end=635
-  _globals['_EXPORTACCOUNTEVENTSRESPONSE']._serialized_start=637
-  _globals['_EXPORTACCOUNTEVENTSRESPONSE']._serialized_end=680
-  _globals['_AUDITSERVICE']._serialized_start=683
-  _globals['_AUDITSERVICE']._serialized_end=1059
+  _globals['_AUDITSERVICE'].methods_by_name['ListEvents']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\202\323\344\223\002\022\022\020/v1/audit/events'
+  _globals['_AUDITSERVICE'].methods_by_name['ExportEvents']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ExportEvents']._serialized_options = b'\202\323\344\223\002\031\022\027/v1/audit/events:export'
+  _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\202\323\344\223\002\026\022\024/v1/audit/checkpoint'
+  _globals['_AUDITSERVICE'].methods_by_name['ExportAccountEvents']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ExportAccountEvents']._serialized_options = b'\202\323\344\223\002/\022-/v1/accounts/{account_id}/audit/events:export'
+  _globals['_AUDITEVENT']._serialized_start=112
+  _globals['_AUDITEVENT']._serialized_end=317
+  _globals['_LISTEVENTSREQUEST']._serialized_start=319
+  _globals['_LISTEVENTSREQUEST']._serialized_end=377
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=379
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=465
+  _globals['_EXPORTEVENTSREQUEST']._serialized_start=467
+  _globals['_EXPORTEVENTSREQUEST']._serialized_end=488
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_start=490
+  _globals['_EXPORTEVENTSRESPONSE']._serialized_end=526
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=528
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=550
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=552
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=615
+  _globals['_EXPORTACCOUNTEVENTSREQUEST']._serialized_start=617
+  _globals['_EXPORTACCOUNTEVENTSREQUEST']._serialized_end=665
+  _globals['_EXPORTACCOUNTEVENTSRESPONSE']._serialized_start=667
+  _globals['_EXPORTACCOUNTEVENTSRESPONSE']._serialized_end=710
+  _globals['_AUDITSERVICE']._serialized_start=713
+  _globals['_AUDITSERVICE']._serialized_end=1234
 # @@protoc_insertion_point(module_scope)

@@ -22,50 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealcomb/v1/collection_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x05 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x06 \x01(\t\x12\x0e\n\x06points\x18\x07 \x01(\x04\x12\x11\n\tdocuments\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndefault_ef\x18\n \x01(\r\x12\x32\n\x0emetadata_index\x18\x0b \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\"\x1f\n\rMetadataIndex\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\"\xd2\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12#\n\x06metric\x18\x03 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x12\n\ndefault_ef\x18\x06 \x01(\r\x12\x32\n\x0emetadata_index\x18\x07 \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"*\n\x14GetCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\x17UpdateCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x17\n\ndefault_ef\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x32\n\x0emetadata_index\x18\x03 \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\x12\x1a\n\x12index_all_metadata\x18\x04 \x01(\x08\x42\r\n\x0b_default_ef\"G\n\x18UpdateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"/\n\x19GetCollectionStatsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"\xd1\x01\n\x1aGetCollectionStatsResponse\x12\x0e\n\x06points\x18\x01 \x01(\x04\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x10\n\x08resident\x18\x03 \x01(\x08\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\x12\x16\n\x0esnapshot_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x11\n\tlog_bytes\x18\x07 \x01(\x04\x12&\n\x08segments\x18\x08 \x03(\x0b\x32\x14.sealcomb.v1.Segment\"\x8f\x01\n\x07Segment\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.sealcomb.v1.Segment.Kind\x12\x0e\n\x06points\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x04\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_FLAT\x10\x01\x12\r\n\tKIND_HNSW\x10\x02\"-\n\x17\x44\x65leteCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\xd3\x04\n\x11\x43ollectionService\x12_\n\x10\x43reateCollection\x12$.sealcomb.v1.CreateCollectionRequest\x1a%.sealcomb.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.sealcomb.v1.GetCollectionRequest\x1a\".sealcomb.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.sealcomb.v1.ListCollectionsRequest\x1a$.sealcomb.v1.ListCollectionsResponse\x12_\n\x10UpdateCollection\x12$.sealcomb.v1.UpdateCollectionRequest\x1a%.sealcomb.v1.UpdateCollectionResponse\x12\x65\n\x12GetCollectionStats\x12&.sealcomb.v1.GetCollectionStatsRequest\x1a\'.sealcomb.v1.GetCollectionStatsResponse\x12_\n\x10\x44\x65leteCollection\x12$.sealcomb.v1.DeleteCollectionRequest\x1a%.sealcomb.v1.DeleteCollectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$sealcomb/v1/collection_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tdimension\x18\x03 \x01(\r\x12#\n\x06metric\x18\x04 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x05 \x01(\t\x12\x1c\n\x14\x65mbedder_fingerprint\x18\x06 \x01(\t\x12\x0e\n\x06points\x18\x07 \x01(\x04\x12\x11\n\tdocuments\x18\x08 \x01(\x04\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndefault_ef\x18\n \x01(\r\x12\x32\n\x0emetadata_index\x18\x0b \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\"\x1f\n\rMetadataIndex\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\"\xd2\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12#\n\x06metric\x18\x03 \x01(\x0e\x32\x13.sealcomb.v1.Metric\x12\x10\n\x08\x65mbedder\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x12\n\ndefault_ef\x18\x06 \x01(\r\x12\x32\n\x0emetadata_index\x18\x07 \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"*\n\x14GetCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa5\x01\n\x17UpdateCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x17\n\ndefault_ef\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x32\n\x0emetadata_index\x18\x03 \x01(\x0b\x32\x1a.sealcomb.v1.MetadataIndex\x12\x1a\n\x12index_all_metadata\x18\x04 \x01(\x08\x42\r\n\x0b_default_ef\"G\n\x18UpdateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Collection\"/\n\x19GetCollectionStatsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"\xd1\x01\n\x1aGetCollectionStatsResponse\x12\x0e\n\x06points\x18\x01 \x01(\x04\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\x10\n\x08resident\x18\x03 \x01(\x08\x12\x16\n\x0eresident_bytes\x18\x04 \x01(\x04\x12\x16\n\x0esnapshot_bytes\x18\x05 \x01(\x04\x12\x13\n\x0blog_records\x18\x06 \x01(\x04\x12\x11\n\tlog_bytes\x18\x07 \x01(\x04\x12&\n\x08segments\x18\x08 \x03(\x0b\x32\x14.sealcomb.v1.Segment\"\x8f\x01\n\x07Segment\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.sealcomb.v1.Segment.Kind\x12\x0e\n\x06points\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x04\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_FLAT\x10\x01\x12\r\n\tKIND_HNSW\x10\x02\"-\n\x17\x44\x65leteCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"+\n\x18\x44\x65leteCollectionResponse\x12\x0f\n\x07receipt\x18\x01 \x01(\t*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\xac\x06\n\x11\x43ollectionService\x12{\n\x10\x43reateCollection\x12$.sealcomb.v1.CreateCollectionRequest\x1a%.sealcomb.v1.CreateCollectionResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/collections:\x01*\x12|\n\rGetCollection\x12!.sealcomb.v1.GetCollectionRequest\x1a\".sealcomb.v1.GetCollectionResponse\"$\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/collections/{collection}\x12u\n\x0fListCollections\x12#.sealcomb.v1.ListCollectionsRequest\x1a$.sealcomb.v1.ListCollectionsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/collections\x12\x88\x01\n\x10UpdateCollection\x12$.sealcomb.v1.UpdateCollectionRequest\x1a%.sealcomb.v1.UpdateCollectionResponse\"\'\x82\xd3\xe4\x93\x02!2\x1c/v1/collections/{collection}:\x01*\x12\x91\x01\n\x12GetCollectionStats\x12&.sealcomb.v1.GetCollectionStatsRequest\x1a\'.sealcomb.v1.GetCollectionStatsResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/v1/collections/{collection}/stats\x12\x85\x01\n\x10\x44\x65leteCollection\x12$.sealcomb.v1.DeleteCollectionRequest\x1a%.sealcomb.v1.DeleteCollectionResponse\"$\x82\xd3\xe4\x93\x02\x1e*\x1c/v1/collections/{collection}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.collection_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METRIC']._serialized_start=1723
-  _globals['_METRIC']._serialized_end=1805
-  _globals['_COLLECTION']._serialized_start=87
-  _globals['_COLLECTION']._serialized_end=385
-  _globals['_METADATAINDEX']._serialized_start=387
-  _globals['_METADATAINDEX']._serialized_end=418
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=421
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=631
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=633
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=704
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=706
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=748
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=750
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=818
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=820
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=883
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=885
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=981
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=984
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=1149
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=1151
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=1222
-  _globals['_GETCOLLECTIONSTATSREQUEST']._serialized_start=1224
-  _globals['_GETCOLLECTIONSTATSREQUEST']._serialized_end=1271
-  _globals['_GETCOLLECTIONSTATSRESPONSE']._serialized_start=1274
-  _globals['_GETCOLLECTIONSTATSRESPONSE']._serialized_end=1483
-  _globals['_SEGMENT']._serialized_start=1486
-  _globals['_SEGMENT']._serialized_end=1629
-  _globals['_SEGMENT_KIND']._serialized_start=1571
-  _globals['_SEGMENT_KIND']._serialized_end=1629
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=1631
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1676
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1678
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1721
-  _globals['_COLLECTIONSERVICE']._serialized_start=1808
-  _globals['_COLLECTIONSERVICE']._serialized_end=2403
+  _globals['_COLLECTIONSERVICE'].methods_by_name['CreateCollection']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['CreateCollection']._serialized_options = b'\202\323\344\223\002\024\"\017/v1/collections:\001*'
+  _globals['_COLLECTIONSERVICE'].methods_by_name['GetCollection']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['GetCollection']._serialized_options = b'\202\323\344\223\002\036\022\034/v1/collections/{collection}'
+  _globals['_COLLECTIONSERVICE'].methods_by_name['ListCollections']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['ListCollections']._serialized_options = b'\202\323\344\223\002\021\022\017/v1/collections'
+  _globals['_COLLECTIONSERVICE'].methods_by_name['UpdateCollection']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['UpdateCollection']._serialized_options = b'\202\323\344\223\002!2\034/v1/collections/{collection}:\001*'
+  _globals['_COLLECTIONSERVICE'].methods_by_name['GetCollectionStats']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['GetCollectionStats']._serialized_options = b'\202\323\344\223\002$\022\"/v1/collections/{collection}/stats'
+  _globals['_COLLECTIONSERVICE'].methods_by_name['DeleteCollection']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['DeleteCollection']._serialized_options = b'\202\323\344\223\002\036*\034/v1/collections/{collection}'
+  _globals['_METRIC']._serialized_start=1753
+  _globals['_METRIC']._serialized_end=1835
+  _globals['_COLLECTION']._serialized_start=117
+  _globals['_COLLECTION']._serialized_end=415
+  _globals['_METADATAINDEX']._serialized_start=417
+  _globals['_METADATAINDEX']._serialized_end=448
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=451
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=661
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=663
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=734
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=736
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=778
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=780
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=848
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=850
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=913
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=915
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=1011
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=1014
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=1179
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=1181
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=1252
+  _globals['_GETCOLLECTIONSTATSREQUEST']._serialized_start=1254
+  _globals['_GETCOLLECTIONSTATSREQUEST']._serialized_end=1301
+  _globals['_GETCOLLECTIONSTATSRESPONSE']._serialized_start=1304
+  _globals['_GETCOLLECTIONSTATSRESPONSE']._serialized_end=1513
+  _globals['_SEGMENT']._serialized_start=1516
+  _globals['_SEGMENT']._serialized_end=1659
+  _globals['_SEGMENT_KIND']._serialized_start=1601
+  _globals['_SEGMENT_KIND']._serialized_end=1659
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=1661
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1706
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1708
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1751
+  _globals['_COLLECTIONSERVICE']._serialized_start=1838
+  _globals['_COLLECTIONSERVICE']._serialized_end=2650
 # @@protoc_insertion_point(module_scope)

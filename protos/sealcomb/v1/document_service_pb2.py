@@ -22,41 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealcomb/v1/document_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x01\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x10\n\x08passages\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x01(\r\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nprincipals\x18\x08 \x03(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x15UploadDocumentRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.sealcomb.v1.UploadDocumentHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa6\x01\n\x14UploadDocumentHeader\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nprincipals\x18\x05 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\"A\n\x16UploadDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.sealcomb.v1.Document\"4\n\x12GetDocumentRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\">\n\x13GetDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.sealcomb.v1.Document\"9\n\x17\x44ownloadDocumentRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"^\n\x18\x44ownloadDocumentResponse\x12)\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.sealcomb.v1.DocumentH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"Q\n\x14ListDocumentsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x15ListDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.sealcomb.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x15\x44\x65leteDocumentRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteDocumentResponse2\xd6\x03\n\x0f\x44ocumentService\x12[\n\x0eUploadDocument\x12\".sealcomb.v1.UploadDocumentRequest\x1a#.sealcomb.v1.UploadDocumentResponse(\x01\x12P\n\x0bGetDocument\x12\x1f.sealcomb.v1.GetDocumentRequest\x1a .sealcomb.v1.GetDocumentResponse\x12\x61\n\x10\x44ownloadDocument\x12$.sealcomb.v1.DownloadDocumentRequest\x1a%.sealcomb.v1.DownloadDocumentResponse0\x01\x12V\n\rListDocuments\x12!.sealcomb.v1.ListDocumentsRequest\x1a\".sealcomb.v1.ListDocumentsResponse\x12Y\n\x0e\x44\x65leteDocument\x12\".sealcomb.v1.DeleteDocumentRequest\x1a#.sealcomb.v1.DeleteDocumentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sealcomb/v1/document_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x01\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x10\n\x08passages\x18\x05 \x01(\r\x12\r\n\x05pages\x18\x06 \x01(\r\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nprincipals\x18\x08 \x03(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x15UploadDocumentRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.sealcomb.v1.UploadDocumentHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xa6\x01\n\x14UploadDocumentHeader\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nprincipals\x18\x05 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\"A\n\x16UploadDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.sealcomb.v1.Document\"4\n\x12GetDocumentRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\">\n\x13GetDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.sealcomb.v1.Document\"9\n\x17\x44ownloadDocumentRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"^\n\x18\x44ownloadDocumentResponse\x12)\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.sealcomb.v1.DocumentH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"Q\n\x14ListDocumentsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x15ListDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.sealcomb.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x15\x44\x65leteDocumentRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteDocumentResponse2\xd3\x05\n\x0f\x44ocumentService\x12|\n\x0eUploadDocument\x12\".sealcomb.v1.UploadDocumentRequest\x1a#.sealcomb.v1.UploadDocumentResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/documents:upload:\x01*(\x01\x12\x85\x01\n\x0bGetDocument\x12\x1f.sealcomb.v1.GetDocumentRequest\x1a .sealcomb.v1.GetDocumentResponse\"3\x82\xd3\xe4\x93\x02-\x12+/v1/collections/{collection}/documents/{id}\x12\x9f\x01\n\x10\x44ownloadDocument\x12$.sealcomb.v1.DownloadDocumentRequest\x1a%.sealcomb.v1.DownloadDocumentResponse\"<\x82\xd3\xe4\x93\x02\x36\x12\x34/v1/collections/{collection}/documents/{id}:download0\x01\x12\x86\x01\n\rListDocuments\x12!.sealcomb.v1.ListDocumentsRequest\x1a\".sealcomb.v1.ListDocumentsResponse\".\x82\xd3\xe4\x93\x02(\x12&/v1/collections/{collection}/documents\x12\x8e\x01\n\x0e\x44\x65leteDocument\x12\".sealcomb.v1.DeleteDocumentRequest\x1a#.sealcomb.v1.DeleteDocumentResponse\"3\x82\xd3\xe4\x93\x02-*+/v1/collections/{collection}/documents/{id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.document_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DOCUMENT']._serialized_start=115
-  _globals['_DOCUMENT']._serialized_end=338
-  _globals['_UPLOADDOCUMENTREQUEST']._serialized_start=340
-  _globals['_UPLOADDOCUMENTREQUEST']._serialized_end=441
-  _globals['_UPLOADDOCUMENTHEADER']._serialized_start=444
-  _globals['_UPLOADDOCUMENTHEADER']._serialized_end=610
-  _globals['_UPLOADDOCUMENTRESPONSE']._serialized_start=612
-  _globals['_UPLOADDOCUMENTRESPONSE']._serialized_end=677
-  _globals['_GETDOCUMENTREQUEST']._serialized_start=679
-  _globals['_GETDOCUMENTREQUEST']._serialized_end=731
-  _globals['_GETDOCUMENTRESPONSE']._serialized_start=733
-  _globals['_GETDOCUMENTRESPONSE']._serialized_end=795
-  _globals['_DOWNLOADDOCUMENTREQUEST']._serialized_start=797
-  _globals['_DOWNLOADDOCUMENTREQUEST']._serialized_end=854
-  _globals['_DOWNLOADDOCUMENTRESPONSE']._serialized_start=856
-  _globals['_DOWNLOADDOCUMENTRESPONSE']._serialized_end=950
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=952
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1033
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1035
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1125
-  _globals['_DELETEDOCUMENTREQUEST']._serialized_start=1127
-  _globals['_DELETEDOCUMENTREQUEST']._serialized_end=1182
-  _globals['_DELETEDOCUMENTRESPONSE']._serialized_start=1184
-  _globals['_DELETEDOCUMENTRESPONSE']._serialized_end=1208
-  _globals['_DOCUMENTSERVICE']._serialized_start=1211
-  _globals['_DOCUMENTSERVICE']._serialized_end=1681
+  _globals['_DOCUMENTSERVICE'].methods_by_name['UploadDocument']._loaded_options = None
+  _globals['_DOCUMENTSERVICE'].methods_by_name['UploadDocument']._serialized_options = b'\202\323\344\223\002\031\"\024/v1/documents:upload:\001*'
+  _globals['_DOCUMENTSERVICE'].methods_by_name['GetDocument']._loaded_options = None
+  _globals['_DOCUMENTSERVICE'].methods_by_name['GetDocument']._serialized_options = b'\202\323\344\223\002-\022+/v1/collections/{collection}/documents/{id}'
+  _globals['_DOCUMENTSERVICE'].methods_by_name['DownloadDocument']._loaded_options = None
+  _globals['_DOCUMENTSERVICE'].methods_by_name['DownloadDocument']._serialized_options = b'\202\323\344\223\0026\0224/v1/collections/{collection}/documents/{id}:download'
+  _globals['_DOCUMENTSERVICE'].methods_by_name['ListDocuments']._loaded_options = None
+  _globals['_DOCUMENTSERVICE'].methods_by_name['ListDocuments']._serialized_options = b'\202\323\344\223\002(\022&/v1/collections/{collection}/documents'
+  _globals['_DOCUMENTSERVICE'].methods_by_name['DeleteDocument']._loaded_options = None
+  _globals['_DOCUMENTSERVICE'].methods_by_name['DeleteDocument']._serialized_options = b'\202\323\344\223\002-*+/v1/collections/{collection}/documents/{id}'
+  _globals['_DOCUMENT']._serialized_start=145
+  _globals['_DOCUMENT']._serialized_end=368
+  _globals['_UPLOADDOCUMENTREQUEST']._serialized_start=370
+  _globals['_UPLOADDOCUMENTREQUEST']._serialized_end=471
+  _globals['_UPLOADDOCUMENTHEADER']._serialized_start=474
+  _globals['_UPLOADDOCUMENTHEADER']._serialized_end=640
+  _globals['_UPLOADDOCUMENTRESPONSE']._serialized_start=642
+  _globals['_UPLOADDOCUMENTRESPONSE']._serialized_end=707
+  _globals['_GETDOCUMENTREQUEST']._serialized_start=709
+  _globals['_GETDOCUMENTREQUEST']._serialized_end=761
+  _globals['_GETDOCUMENTRESPONSE']._serialized_start=763
+  _globals['_GETDOCUMENTRESPONSE']._serialized_end=825
+  _globals['_DOWNLOADDOCUMENTREQUEST']._serialized_start=827
+  _globals['_DOWNLOADDOCUMENTREQUEST']._serialized_end=884
+  _globals['_DOWNLOADDOCUMENTRESPONSE']._serialized_start=886
+  _globals['_DOWNLOADDOCUMENTRESPONSE']._serialized_end=980
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=982
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1063
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1065
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1155
+  _globals['_DELETEDOCUMENTREQUEST']._serialized_start=1157
+  _globals['_DELETEDOCUMENTREQUEST']._serialized_end=1212
+  _globals['_DELETEDOCUMENTRESPONSE']._serialized_start=1214
+  _globals['_DELETEDOCUMENTRESPONSE']._serialized_end=1238
+  _globals['_DOCUMENTSERVICE']._serialized_start=1241
+  _globals['_DOCUMENTSERVICE']._serialized_end=1964
 # @@protoc_insertion_point(module_scope)

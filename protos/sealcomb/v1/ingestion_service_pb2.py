@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sealcomb/v1/ingestion_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\x0fIngestionCounts\x12\r\n\x05\x66ound\x18\x01 \x01(\x04\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\x04\x12\x11\n\tunchanged\x18\x03 \x01(\x04\x12\x0f\n\x07indexed\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x0f\n\x07removed\x18\x06 \x01(\x04\"\xe0\x03\n\tIngestion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x15\n\rconnection_id\x18\x04 \x01(\t\x12)\n\x08settings\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.sealcomb.v1.IngestionState\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12,\n\x06\x63ounts\x18\x08 \x01(\x0b\x32\x1c.sealcomb.v1.IngestionCounts\x12\'\n\x08schedule\x18\t \x01(\x0b\x32\x15.sealcomb.v1.Schedule\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rnext_run_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03run\x18\x0e \x01(\r\"+\n\x08Schedule\x12\x0c\n\x04\x63ron\x18\x01 \x01(\t\x12\x11\n\ttime_zone\x18\x02 \x01(\t\"\xea\x01\n\x16\x43reateIngestionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x17\n\rconnection_id\x18\x02 \x01(\tH\x00\x12\x1e\n\x0ftemporary_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12)\n\x08settings\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x08schedule\x18\x06 \x01(\x0b\x32\x15.sealcomb.v1.Schedule\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\tB\x08\n\x06\x61\x63\x63\x65ss\"D\n\x17\x43reateIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"!\n\x13GetIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x14GetIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\">\n\x15ListIngestionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x16ListIngestionsResponse\x12*\n\ningestions\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.Ingestion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\nFailedItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\"K\n\x16ListFailedItemsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x17ListFailedItemsResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.FailedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x15WatchIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x16WatchIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"$\n\x16\x43\x61ncelIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x17\x43\x61ncelIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"#\n\x15RetryIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x16RetryIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"B\n\x16ResumeIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x0ftemporary_token\x18\x02 \x01(\tB\x03\x80\x01\x01\"D\n\x17ResumeIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion*\x82\x02\n\x0eIngestionState\x12\x1f\n\x1bINGESTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INGESTION_STATE_QUEUED\x10\x01\x12\x1b\n\x17INGESTION_STATE_RUNNING\x10\x02\x12\x1f\n\x1bINGESTION_STATE_NEEDS_TOKEN\x10\x03\x12\x1d\n\x19INGESTION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17INGESTION_STATE_PARTIAL\x10\x05\x12\x1a\n\x16INGESTION_STATE_FAILED\x10\x06\x12\x1d\n\x19INGESTION_STATE_CANCELLED\x10\x07\x32\xf2\x05\n\x10IngestionService\x12\\\n\x0f\x43reateIngestion\x12#.sealcomb.v1.CreateIngestionRequest\x1a$.sealcomb.v1.CreateIngestionResponse\x12S\n\x0cGetIngestion\x12 .sealcomb.v1.GetIngestionRequest\x1a!.sealcomb.v1.GetIngestionResponse\x12Y\n\x0eListIngestions\x12\".sealcomb.v1.ListIngestionsRequest\x1a#.sealcomb.v1.ListIngestionsResponse\x12\\\n\x0fListFailedItems\x12#.sealcomb.v1.ListFailedItemsRequest\x1a$.sealcomb.v1.ListFailedItemsResponse\x12[\n\x0eWatchIngestion\x12\".sealcomb.v1.WatchIngestionRequest\x1a#.sealcomb.v1.WatchIngestionResponse0\x01\x12\\\n\x0f\x43\x61ncelIngestion\x12#.sealcomb.v1.CancelIngestionRequest\x1a$.sealcomb.v1.CancelIngestionResponse\x12Y\n\x0eRetryIngestion\x12\".sealcomb.v1.RetryIngestionRequest\x1a#.sealcomb.v1.RetryIngestionResponse\x12\\\n\x0fResumeIngestion\x12#.sealcomb.v1.ResumeIngestionRequest\x1a$.sealcomb.v1.ResumeIngestionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sealcomb/v1/ingestion_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"v\n\x0fIngestionCounts\x12\r\n\x05\x66ound\x18\x01 \x01(\x04\x12\x0f\n\x07\x66\x65tched\x18\x02 \x01(\x04\x12\x11\n\tunchanged\x18\x03 \x01(\x04\x12\x0f\n\x07indexed\x18\x04 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x04\x12\x0f\n\x07removed\x18\x06 \x01(\x04\"\xe0\x03\n\tIngestion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x15\n\rconnection_id\x18\x04 \x01(\t\x12)\n\x08settings\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x05state\x18\x06 \x01(\x0e\x32\x1b.sealcomb.v1.IngestionState\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12,\n\x06\x63ounts\x18\x08 \x01(\x0b\x32\x1c.sealcomb.v1.IngestionCounts\x12\'\n\x08schedule\x18\t \x01(\x0b\x32\x15.sealcomb.v1.Schedule\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inish_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rnext_run_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03run\x18\x0e \x01(\r\"+\n\x08Schedule\x12\x0c\n\x04\x63ron\x18\x01 \x01(\t\x12\x11\n\ttime_zone\x18\x02 \x01(\t\"\xea\x01\n\x16\x43reateIngestionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x17\n\rconnection_id\x18\x02 \x01(\tH\x00\x12\x1e\n\x0ftemporary_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12)\n\x08settings\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x08schedule\x18\x06 \x01(\x0b\x32\x15.sealcomb.v1.Schedule\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\tB\x08\n\x06\x61\x63\x63\x65ss\"D\n\x17\x43reateIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"!\n\x13GetIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x14GetIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\">\n\x15ListIngestionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x16ListIngestionsResponse\x12*\n\ningestions\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.Ingestion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\nFailedItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\"K\n\x16ListFailedItemsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x17ListFailedItemsResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.FailedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x15WatchIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x16WatchIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"$\n\x16\x43\x61ncelIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x17\x43\x61ncelIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"#\n\x15RetryIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x16RetryIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion\"B\n\x16ResumeIngestionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x0ftemporary_token\x18\x02 \x01(\tB\x03\x80\x01\x01\"D\n\x17ResumeIngestionResponse\x12)\n\tingestion\x18\x01 \x01(\x0b\x32\x16.sealcomb.v1.Ingestion*\x82\x02\n\x0eIngestionState\x12\x1f\n\x1bINGESTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16INGESTION_STATE_QUEUED\x10\x01\x12\x1b\n\x17INGESTION_STATE_RUNNING\x10\x02\x12\x1f\n\x1bINGESTION_STATE_NEEDS_TOKEN\x10\x03\x12\x1d\n\x19INGESTION_STATE_SUCCEEDED\x10\x04\x12\x1b\n\x17INGESTION_STATE_PARTIAL\x10\x05\x12\x1a\n\x16INGESTION_STATE_FAILED\x10\x06\x12\x1d\n\x19INGESTION_STATE_CANCELLED\x10\x07\x32\x86\x08\n\x10IngestionService\x12w\n\x0f\x43reateIngestion\x12#.sealcomb.v1.CreateIngestionRequest\x1a$.sealcomb.v1.CreateIngestionResponse\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/ingestions:\x01*\x12p\n\x0cGetIngestion\x12 .sealcomb.v1.GetIngestionRequest\x1a!.sealcomb.v1.GetIngestionResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/ingestions/{id}\x12q\n\x0eListIngestions\x12\".sealcomb.v1.ListIngestionsRequest\x1a#.sealcomb.v1.ListIngestionsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/ingestions\x12\x86\x01\n\x0fListFailedItems\x12#.sealcomb.v1.ListFailedItemsRequest\x1a$.sealcomb.v1.ListFailedItemsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/ingestions/{id}/failed-items\x12~\n\x0eWatchIngestion\x12\".sealcomb.v1.WatchIngestionRequest\x1a#.sealcomb.v1.WatchIngestionResponse\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/ingestions/{id}:watch0\x01\x12\x83\x01\n\x0f\x43\x61ncelIngestion\x12#.sealcomb.v1.CancelIngestionRequest\x1a$.sealcomb.v1.CancelIngestionResponse\"%\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/ingestions/{id}:cancel:\x01*\x12\x7f\n\x0eRetryIngestion\x12\".sealcomb.v1.RetryIngestionRequest\x1a#.sealcomb.v1.RetryIngestionResponse\"$\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/ingestions/{id}:retry:\x01*\x12\x83\x01\n\x0fResumeIngestion\x12#.sealcomb.v1.ResumeIngestionRequest\x1a$.sealcomb.v1.ResumeIngestionResponse\"%\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/ingestions/{id}:resume:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,48 +38,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEINGESTIONREQUEST'].fields_by_name['temporary_token']._serialized_options = b'\200\001\001'
   _globals['_RESUMEINGESTIONREQUEST'].fields_by_name['temporary_token']._loaded_options = None
   _globals['_RESUMEINGESTIONREQUEST'].fields_by_name['temporary_token']._serialized_options = b'\200\001\001'
-  _globals['_INGESTIONSTATE']._serialized_start=2034
-  _globals['_INGESTIONSTATE']._serialized_end=2292
-  _globals['_INGESTIONCOUNTS']._serialized_start=115
-  _globals['_INGESTIONCOUNTS']._serialized_end=233
-  _globals['_INGESTION']._serialized_start=236
-  _globals['_INGESTION']._serialized_end=716
-  _globals['_SCHEDULE']._serialized_start=718
-  _globals['_SCHEDULE']._serialized_end=761
-  _globals['_CREATEINGESTIONREQUEST']._serialized_start=764
-  _globals['_CREATEINGESTIONREQUEST']._serialized_end=998
-  _globals['_CREATEINGESTIONRESPONSE']._serialized_start=1000
-  _globals['_CREATEINGESTIONRESPONSE']._serialized_end=1068
-  _globals['_GETINGESTIONREQUEST']._serialized_start=1070
-  _globals['_GETINGESTIONREQUEST']._serialized_end=1103
-  _globals['_GETINGESTIONRESPONSE']._serialized_start=1105
-  _globals['_GETINGESTIONRESPONSE']._serialized_end=1170
-  _globals['_LISTINGESTIONSREQUEST']._serialized_start=1172
-  _globals['_LISTINGESTIONSREQUEST']._serialized_end=1234
-  _globals['_LISTINGESTIONSRESPONSE']._serialized_start=1236
-  _globals['_LISTINGESTIONSRESPONSE']._serialized_end=1329
-  _globals['_FAILEDITEM']._serialized_start=1331
-  _globals['_FAILEDITEM']._serialized_end=1404
-  _globals['_LISTFAILEDITEMSREQUEST']._serialized_start=1406
-  _globals['_LISTFAILEDITEMSREQUEST']._serialized_end=1481
-  _globals['_LISTFAILEDITEMSRESPONSE']._serialized_start=1483
-  _globals['_LISTFAILEDITEMSRESPONSE']._serialized_end=1573
-  _globals['_WATCHINGESTIONREQUEST']._serialized_start=1575
-  _globals['_WATCHINGESTIONREQUEST']._serialized_end=1610
-  _globals['_WATCHINGESTIONRESPONSE']._serialized_start=1612
-  _globals['_WATCHINGESTIONRESPONSE']._serialized_end=1679
-  _globals['_CANCELINGESTIONREQUEST']._serialized_start=1681
-  _globals['_CANCELINGESTIONREQUEST']._serialized_end=1717
-  _globals['_CANCELINGESTIONRESPONSE']._serialized_start=1719
-  _globals['_CANCELINGESTIONRESPONSE']._serialized_end=1787
-  _globals['_RETRYINGESTIONREQUEST']._serialized_start=1789
-  _globals['_RETRYINGESTIONREQUEST']._serialized_end=1824
-  _globals['_RETRYINGESTIONRESPONSE']._serialized_start=1826
-  _globals['_RETRYINGESTIONRESPONSE']._serialized_end=1893
-  _globals['_RESUMEINGESTIONREQUEST']._serialized_start=1895
-  _globals['_RESUMEINGESTIONREQUEST']._serialized_end=1961
-  _globals['_RESUMEINGESTIONRESPONSE']._serialized_start=1963
-  _globals['_RESUMEINGESTIONRESPONSE']._serialized_end=2031
-  _globals['_INGESTIONSERVICE']._serialized_start=2295
-  _globals['_INGESTIONSERVICE']._serialized_end=3049
+  _globals['_INGESTIONSERVICE'].methods_by_name['CreateIngestion']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['CreateIngestion']._serialized_options = b'\202\323\344\223\002\023\"\016/v1/ingestions:\001*'
+  _globals['_INGESTIONSERVICE'].methods_by_name['GetIngestion']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['GetIngestion']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/ingestions/{id}'
+  _globals['_INGESTIONSERVICE'].methods_by_name['ListIngestions']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['ListIngestions']._serialized_options = b'\202\323\344\223\002\020\022\016/v1/ingestions'
+  _globals['_INGESTIONSERVICE'].methods_by_name['ListFailedItems']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['ListFailedItems']._serialized_options = b'\202\323\344\223\002\"\022 /v1/ingestions/{id}/failed-items'
+  _globals['_INGESTIONSERVICE'].methods_by_name['WatchIngestion']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['WatchIngestion']._serialized_options = b'\202\323\344\223\002\033\022\031/v1/ingestions/{id}:watch'
+  _globals['_INGESTIONSERVICE'].methods_by_name['CancelIngestion']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['CancelIngestion']._serialized_options = b'\202\323\344\223\002\037\"\032/v1/ingestions/{id}:cancel:\001*'
+  _globals['_INGESTIONSERVICE'].methods_by_name['RetryIngestion']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['RetryIngestion']._serialized_options = b'\202\323\344\223\002\036\"\031/v1/ingestions/{id}:retry:\001*'
+  _globals['_INGESTIONSERVICE'].methods_by_name['ResumeIngestion']._loaded_options = None
+  _globals['_INGESTIONSERVICE'].methods_by_name['ResumeIngestion']._serialized_options = b'\202\323\344\223\002\037\"\032/v1/ingestions/{id}:resume:\001*'
+  _globals['_INGESTIONSTATE']._serialized_start=2064
+  _globals['_INGESTIONSTATE']._serialized_end=2322
+  _globals['_INGESTIONCOUNTS']._serialized_start=145
+  _globals['_INGESTIONCOUNTS']._serialized_end=263
+  _globals['_INGESTION']._serialized_start=266
+  _globals['_INGESTION']._serialized_end=746
+  _globals['_SCHEDULE']._serialized_start=748
+  _globals['_SCHEDULE']._serialized_end=791
+  _globals['_CREATEINGESTIONREQUEST']._serialized_start=794
+  _globals['_CREATEINGESTIONREQUEST']._serialized_end=1028
+  _globals['_CREATEINGESTIONRESPONSE']._serialized_start=1030
+  _globals['_CREATEINGESTIONRESPONSE']._serialized_end=1098
+  _globals['_GETINGESTIONREQUEST']._serialized_start=1100
+  _globals['_GETINGESTIONREQUEST']._serialized_end=1133
+  _globals['_GETINGESTIONRESPONSE']._serialized_start=1135
+  _globals['_GETINGESTIONRESPONSE']._serialized_end=1200
+  _globals['_LISTINGESTIONSREQUEST']._serialized_start=1202
+  _globals['_LISTINGESTIONSREQUEST']._serialized_end=1264
+  _globals['_LISTINGESTIONSRESPONSE']._serialized_start=1266
+  _globals['_LISTINGESTIONSRESPONSE']._serialized_end=1359
+  _globals['_FAILEDITEM']._serialized_start=1361
+  _globals['_FAILEDITEM']._serialized_end=1434
+  _globals['_LISTFAILEDITEMSREQUEST']._serialized_start=1436
+  _globals['_LISTFAILEDITEMSREQUEST']._serialized_end=1511
+  _globals['_LISTFAILEDITEMSRESPONSE']._serialized_start=1513
+  _globals['_LISTFAILEDITEMSRESPONSE']._serialized_end=1603
+  _globals['_WATCHINGESTIONREQUEST']._serialized_start=1605
+  _globals['_WATCHINGESTIONREQUEST']._serialized_end=1640
+  _globals['_WATCHINGESTIONRESPONSE']._serialized_start=1642
+  _globals['_WATCHINGESTIONRESPONSE']._serialized_end=1709
+  _globals['_CANCELINGESTIONREQUEST']._serialized_start=1711
+  _globals['_CANCELINGESTIONREQUEST']._serialized_end=1747
+  _globals['_CANCELINGESTIONRESPONSE']._serialized_start=1749
+  _globals['_CANCELINGESTIONRESPONSE']._serialized_end=1817
+  _globals['_RETRYINGESTIONREQUEST']._serialized_start=1819
+  _globals['_RETRYINGESTIONREQUEST']._serialized_end=1854
+  _globals['_RETRYINGESTIONRESPONSE']._serialized_start=1856
+  _globals['_RETRYINGESTIONRESPONSE']._serialized_end=1923
+  _globals['_RESUMEINGESTIONREQUEST']._serialized_start=1925
+  _globals['_RESUMEINGESTIONREQUEST']._serialized_end=1991
+  _globals['_RESUMEINGESTIONRESPONSE']._serialized_start=1993
+  _globals['_RESUMEINGESTIONRESPONSE']._serialized_end=2061
+  _globals['_INGESTIONSERVICE']._serialized_start=2325
+  _globals['_INGESTIONSERVICE']._serialized_end=3355
 # @@protoc_insertion_point(module_scope)

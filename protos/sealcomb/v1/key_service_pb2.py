@@ -22,58 +22,73 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsealcomb/v1/key_service.proto\x12\x0bsealcomb.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x02\n\x03Key\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.sealcomb.v1.KeyState\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08provider\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brotate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdata_keys\x18\x06 \x01(\r\x12\x31\n\rdeletion_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61\x64opted_key\x18\x08 \x01(\t\x12\"\n\x04move\x18\t \x01(\x0b\x32\x14.sealcomb.v1.KeyMove\"\x8c\x01\n\x07KeyMove\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08provider\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13rewrapped_data_keys\x18\x04 \x01(\r\x12\x11\n\tdata_keys\x18\x05 \x01(\r\"\x0f\n\rGetKeyRequest\"/\n\x0eGetKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10RotateKeyRequest\"2\n\x11RotateKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\xc7\x01\n\x0e\x42indKeyRequest\x12\"\n\x03\x61ws\x18\x01 \x01(\x0b\x32\x13.sealcomb.v1.AwsKeyH\x00\x12*\n\x07transit\x18\x02 \x01(\x0b\x32\x17.sealcomb.v1.TransitKeyH\x00\x12(\n\x06pkcs11\x18\x03 \x01(\x0b\x32\x16.sealcomb.v1.Pkcs11KeyH\x00\x12\x34\n\x0cinstallation\x18\x04 \x01(\x0b\x32\x1c.sealcomb.v1.InstallationKeyH\x00\x42\x05\n\x03key\"\'\n\x06\x41wsKey\x12\x0b\n\x03\x61rn\x18\x01 \x01(\t\x12\x10\n\x08role_arn\x18\x02 \x01(\t\")\n\nTransitKey\x12\r\n\x05mount\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1a\n\tPkcs11Key\x12\r\n\x05label\x18\x01 \x01(\t\"\x11\n\x0fInstallationKey\"0\n\x0f\x42indKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x13\n\x11\x44isableKeyRequest\"3\n\x12\x44isableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10\x45nableKeyRequest\"2\n\x11\x45nableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"@\n\x1aScheduleKeyDeletionRequest\x12\x11\n\twait_days\x18\x01 \x01(\r\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"M\n\x1bScheduleKeyDeletionResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\x12\x0f\n\x07receipt\x18\x02 \x01(\t\"\x1a\n\x18\x43\x61ncelKeyDeletionRequest\":\n\x19\x43\x61ncelKeyDeletionResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key*t\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_STATE_ENABLED\x10\x01\x12\x16\n\x12KEY_STATE_DISABLED\x10\x02\x12\x1e\n\x1aKEY_STATE_PENDING_DELETION\x10\x03\x32\xca\x04\n\nKeyService\x12\x41\n\x06GetKey\x12\x1a.sealcomb.v1.GetKeyRequest\x1a\x1b.sealcomb.v1.GetKeyResponse\x12J\n\tRotateKey\x12\x1d.sealcomb.v1.RotateKeyRequest\x1a\x1e.sealcomb.v1.RotateKeyResponse\x12\x44\n\x07\x42indKey\x12\x1b.sealcomb.v1.BindKeyRequest\x1a\x1c.sealcomb.v1.BindKeyResponse\x12M\n\nDisableKey\x12\x1e.sealcomb.v1.DisableKeyRequest\x1a\x1f.sealcomb.v1.DisableKeyResponse\x12J\n\tEnableKey\x12\x1d.sealcomb.v1.EnableKeyRequest\x1a\x1e.sealcomb.v1.EnableKeyResponse\x12h\n\x13ScheduleKeyDeletion\x12\'.sealcomb.v1.ScheduleKeyDeletionRequest\x1a(.sealcomb.v1.ScheduleKeyDeletionResponse\x12\x62\n\x11\x43\x61ncelKeyDeletion\x12%.sealcomb.v1.CancelKeyDeletionRequest\x1a&.sealcomb.v1.CancelKeyDeletionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsealcomb/v1/key_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x02\n\x03Key\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.sealcomb.v1.KeyState\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08provider\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brotate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdata_keys\x18\x06 \x01(\r\x12\x31\n\rdeletion_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61\x64opted_key\x18\x08 \x01(\t\x12\"\n\x04move\x18\t \x01(\x0b\x32\x14.sealcomb.v1.KeyMove\"\x8c\x01\n\x07KeyMove\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08provider\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13rewrapped_data_keys\x18\x04 \x01(\r\x12\x11\n\tdata_keys\x18\x05 \x01(\r\"\x0f\n\rGetKeyRequest\"/\n\x0eGetKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10RotateKeyRequest\"2\n\x11RotateKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\xc7\x01\n\x0e\x42indKeyRequest\x12\"\n\x03\x61ws\x18\x01 \x01(\x0b\x32\x13.sealcomb.v1.AwsKeyH\x00\x12*\n\x07transit\x18\x02 \x01(\x0b\x32\x17.sealcomb.v1.TransitKeyH\x00\x12(\n\x06pkcs11\x18\x03 \x01(\x0b\x32\x16.sealcomb.v1.Pkcs11KeyH\x00\x12\x34\n\x0cinstallation\x18\x04 \x01(\x0b\x32\x1c.sealcomb.v1.InstallationKeyH\x00\x42\x05\n\x03key\"\'\n\x06\x41wsKey\x12\x0b\n\x03\x61rn\x18\x01 \x01(\t\x12\x10\n\x08role_arn\x18\x02 \x01(\t\")\n\nTransitKey\x12\r\n\x05mount\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1a\n\tPkcs11Key\x12\r\n\x05label\x18\x01 \x01(\t\"\x11\n\x0fInstallationKey\"0\n\x0f\x42indKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x13\n\x11\x44isableKeyRequest\"3\n\x12\x44isableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"\x12\n\x10\x45nableKeyRequest\"2\n\x11\x45nableKeyResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\"@\n\x1aScheduleKeyDeletionRequest\x12\x11\n\twait_days\x18\x01 \x01(\r\x12\x0f\n\x07\x63onfirm\x18\x02 \x01(\t\"M\n\x1bScheduleKeyDeletionResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key\x12\x0f\n\x07receipt\x18\x02 \x01(\t\"\x1a\n\x18\x43\x61ncelKeyDeletionRequest\":\n\x19\x43\x61ncelKeyDeletionResponse\x12\x1d\n\x03key\x18\x01 \x01(\x0b\x32\x10.sealcomb.v1.Key*t\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11KEY_STATE_ENABLED\x10\x01\x12\x16\n\x12KEY_STATE_DISABLED\x10\x02\x12\x1e\n\x1aKEY_STATE_PENDING_DELETION\x10\x03\x32\x92\x06\n\nKeyService\x12R\n\x06GetKey\x12\x1a.sealcomb.v1.GetKeyRequest\x1a\x1b.sealcomb.v1.GetKeyResponse\"\x0f\x82\xd3\xe4\x93\x02\t\x12\x07/v1/key\x12\x65\n\tRotateKey\x12\x1d.sealcomb.v1.RotateKeyRequest\x1a\x1e.sealcomb.v1.RotateKeyResponse\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/key:rotate:\x01*\x12]\n\x07\x42indKey\x12\x1b.sealcomb.v1.BindKeyRequest\x1a\x1c.sealcomb.v1.BindKeyResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/key:bind:\x01*\x12i\n\nDisableKey\x12\x1e.sealcomb.v1.DisableKeyRequest\x1a\x1f.sealcomb.v1.DisableKeyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/key:disable:\x01*\x12\x65\n\tEnableKey\x12\x1d.sealcomb.v1.EnableKeyRequest\x1a\x1e.sealcomb.v1.EnableKeyResponse\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/key:enable:\x01*\x12\x8e\x01\n\x13ScheduleKeyDeletion\x12\'.sealcomb.v1.ScheduleKeyDeletionRequest\x1a(.sealcomb.v1.ScheduleKeyDeletionResponse\"$\x82\xd3\xe4\x93\x02\x1e\"\x19/v1/key:schedule-deletion:\x01*\x12\x86\x01\n\x11\x43\x61ncelKeyDeletion\x12%.sealcomb.v1.CancelKeyDeletionRequest\x1a&.sealcomb.v1.CancelKeyDeletionResponse\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/key:cancel-deletion:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.key_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYSTATE']._serialized_start=1428
-  _globals['_KEYSTATE']._serialized_end=1544
-  _globals['_KEY']._serialized_start=80
-  _globals['_KEY']._serialized_end=383
-  _globals['_KEYMOVE']._serialized_start=386
-  _globals['_KEYMOVE']._serialized_end=526
-  _globals['_GETKEYREQUEST']._serialized_start=528
-  _globals['_GETKEYREQUEST']._serialized_end=543
-  _globals['_GETKEYRESPONSE']._serialized_start=545
-  _globals['_GETKEYRESPONSE']._serialized_end=592
-  _globals['_ROTATEKEYREQUEST']._serialized_start=594
-  _globals['_ROTATEKEYREQUEST']._serialized_end=612
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=614
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=664
-  _globals['_BINDKEYREQUEST']._serialized_start=667
-  _globals['_BINDKEYREQUEST']._serialized_end=866
-  _globals['_AWSKEY']._serialized_start=868
-  _globals['_AWSKEY']._serialized_end=907
-  _globals['_TRANSITKEY']._serialized_start=909
-  _globals['_TRANSITKEY']._serialized_end=950
-  _globals['_PKCS11KEY']._serialized_start=952
-  _globals['_PKCS11KEY']._serialized_end=978
-  _globals['_INSTALLATIONKEY']._serialized_start=980
-  _globals['_INSTALLATIONKEY']._serialized_end=997
-  _globals['_BINDKEYRESPONSE']._serialized_start=999
-  _globals['_BINDKEYRESPONSE']._serialized_end=1047
-  _globals['_DISABLEKEYREQUEST']._serialized_start=1049
-  _globals['_DISABLEKEYREQUEST']._serialized_end=1068
-  _globals['_DISABLEKEYRESPONSE']._serialized_start=1070
-  _globals['_DISABLEKEYRESPONSE']._serialized_end=1121
-  _globals['_ENABLEKEYREQUEST']._serialized_start=1123
-  _globals['_ENABLEKEYREQUEST']._serialized_end=1141
-  _globals['_ENABLEKEYRESPONSE']._serialized_start=1143
-  _globals['_ENABLEKEYRESPONSE']._serialized_end=1193
-  _globals['_SCHEDULEKEYDELETIONREQUEST']._serialized_start=1195
-  _globals['_SCHEDULEKEYDELETIONREQUEST']._serialized_end=1259
-  _globals['_SCHEDULEKEYDELETIONRESPONSE']._serialized_start=1261
-  _globals['_SCHEDULEKEYDELETIONRESPONSE']._serialized_end=1338
-  _globals['_CANCELKEYDELETIONREQUEST']._serialized_start=1340
-  _globals['_CANCELKEYDELETIONREQUEST']._serialized_end=1366
-  _globals['_CANCELKEYDELETIONRESPONSE']._serialized_start=1368
-  _globals['_CANCELKEYDELETIONRESPONSE']._serialized_end=1426
-  _globals['_KEYSERVICE']._serialized_start=1547
-  _globals['_KEYSERVICE']._serialized_end=2133
+  _globals['_KEYSERVICE'].methods_by_name['GetKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['GetKey']._serialized_options = b'\202\323\344\223\002\t\022\007/v1/key'
+  _globals['_KEYSERVICE'].methods_by_name['RotateKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['RotateKey']._serialized_options = b'\202\323\344\223\002\023\"\016/v1/key:rotate:\001*'
+  _globals['_KEYSERVICE'].methods_by_name['BindKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['BindKey']._serialized_options = b'\202\323\344\223\002\021\"\014/v1/key:bind:\001*'
+  _globals['_KEYSERVICE'].methods_by_name['DisableKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['DisableKey']._serialized_options = b'\202\323\344\223\002\024\"\017/v1/key:disable:\001*'
+  _globals['_KEYSERVICE'].methods_by_name['EnableKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['EnableKey']._serialized_options = b'\202\323\344\223\002\023\"\016/v1/key:enable:\001*'
+  _globals['_KEYSERVICE'].methods_by_name['ScheduleKeyDeletion']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['ScheduleKeyDeletion']._serialized_options = b'\202\323\344\223\002\036\"\031/v1/key:schedule-deletion:\001*'
+  _globals['_KEYSERVICE'].methods_by_name['CancelKeyDeletion']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['CancelKeyDeletion']._serialized_options = b'\202\323\344\223\002\034\"\027/v1/key:cancel-deletion:\001*'
+  _globals['_KEYSTATE']._serialized_start=1458
+  _globals['_KEYSTATE']._serialized_end=1574
+  _globals['_KEY']._serialized_start=110
+  _globals['_KEY']._serialized_end=413
+  _globals['_KEYMOVE']._serialized_start=416
+  _globals['_KEYMOVE']._serialized_end=556
+  _globals['_GETKEYREQUEST']._serialized_start=558
+  _globals['_GETKEYREQUEST']._serialized_end=573
+  _globals['_GETKEYRESPONSE']._serialized_start=575
+  _globals['_GETKEYRESPONSE']._serialized_end=622
+  _globals['_ROTATEKEYREQUEST']._serialized_start=624
+  _globals['_ROTATEKEYREQUEST']._serialized_end=642
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=644
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=694
+  _globals['_BINDKEYREQUEST']._serialized_start=697
+  _globals['_BINDKEYREQUEST']._serialized_end=896
+  _globals['_AWSKEY']._serialized_start=898
+  _globals['_AWSKEY']._serialized_end=937
+  _globals['_TRANSITKEY']._serialized_start=939
+  _globals['_TRANSITKEY']._serialized_end=980
+  _globals['_PKCS11KEY']._serialized_start=982
+  _globals['_PKCS11KEY']._serialized_end=1008
+  _globals['_INSTALLATIONKEY']._serialized_start=1010
+  _globals['_INSTALLATIONKEY']._serialized_end=1027
+  _globals['_BINDKEYRESPONSE']._serialized_start=1029
+  _globals['_BINDKEYRESPONSE']._serialized_end=1077
+  _globals['_DISABLEKEYREQUEST']._serialized_start=1079
+  _globals['_DISABLEKEYREQUEST']._serialized_end=1098
+  _globals['_DISABLEKEYRESPONSE']._serialized_start=1100
+  _globals['_DISABLEKEYRESPONSE']._serialized_end=1151
+  _globals['_ENABLEKEYREQUEST']._serialized_start=1153
+  _globals['_ENABLEKEYREQUEST']._serialized_end=1171
+  _globals['_ENABLEKEYRESPONSE']._serialized_start=1173
+  _globals['_ENABLEKEYRESPONSE']._serialized_end=1223
+  _globals['_SCHEDULEKEYDELETIONREQUEST']._serialized_start=1225
+  _globals['_SCHEDULEKEYDELETIONREQUEST']._serialized_end=1289
+  _globals['_SCHEDULEKEYDELETIONRESPONSE']._serialized_start=1291
+  _globals['_SCHEDULEKEYDELETIONRESPONSE']._serialized_end=1368
+  _globals['_CANCELKEYDELETIONREQUEST']._serialized_start=1370
+  _globals['_CANCELKEYDELETIONREQUEST']._serialized_end=1396
+  _globals['_CANCELKEYDELETIONRESPONSE']._serialized_start=1398
+  _globals['_CANCELKEYDELETIONRESPONSE']._serialized_end=1456
+  _globals['_KEYSERVICE']._serialized_start=1577
+  _globals['_KEYSERVICE']._serialized_end=2363
 # @@protoc_insertion_point(module_scope)

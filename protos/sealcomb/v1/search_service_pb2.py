@@ -22,29 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from sealcomb.v1 import filter_pb2 as sealcomb_dot_v1_dot_filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/search_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\"\xce\x01\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\r\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12%\n\x04mode\x18\x05 \x01(\x0e\x32\x17.sealcomb.v1.SearchMode\x12\x15\n\ras_principals\x18\x06 \x03(\t\x12\x18\n\x10one_per_document\x18\x07 \x01(\x08\x12\x0e\n\x06rerank\x18\x08 \x01(\x08\"\xb3\x01\n\tSearchHit\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x15\n\rdocument_name\x18\x02 \x01(\t\x12\x0c\n\x04page\x18\x03 \x01(\r\x12\x13\n\x0b\x63hunk_index\x18\x04 \x01(\r\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\r\n\x05score\x18\x06 \x01(\x02\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07heading\x18\x08 \x01(\t\"6\n\x0eSearchResponse\x12$\n\x04hits\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.SearchHit\"V\n\x12SearchBatchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12,\n\x08searches\x18\x02 \x03(\x0b\x32\x1a.sealcomb.v1.SearchRequest\"C\n\x13SearchBatchResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.sealcomb.v1.SearchResponse*q\n\nSearchMode\x12\x1b\n\x17SEARCH_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEARCH_MODE_HYBRID\x10\x01\x12\x15\n\x11SEARCH_MODE_DENSE\x10\x02\x12\x17\n\x13SEARCH_MODE_LEXICAL\x10\x03\x32\xa4\x01\n\rSearchService\x12\x41\n\x06Search\x12\x1a.sealcomb.v1.SearchRequest\x1a\x1b.sealcomb.v1.SearchResponse\x12P\n\x0bSearchBatch\x12\x1f.sealcomb.v1.SearchBatchRequest\x1a .sealcomb.v1.SearchBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/search_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\"\xce\x01\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\r\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12%\n\x04mode\x18\x05 \x01(\x0e\x32\x17.sealcomb.v1.SearchMode\x12\x15\n\ras_principals\x18\x06 \x03(\t\x12\x18\n\x10one_per_document\x18\x07 \x01(\x08\x12\x0e\n\x06rerank\x18\x08 \x01(\x08\"\xb3\x01\n\tSearchHit\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x15\n\rdocument_name\x18\x02 \x01(\t\x12\x0c\n\x04page\x18\x03 \x01(\r\x12\x13\n\x0b\x63hunk_index\x18\x04 \x01(\r\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\r\n\x05score\x18\x06 \x01(\x02\x12)\n\x08metadata\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07heading\x18\x08 \x01(\t\"6\n\x0eSearchResponse\x12$\n\x04hits\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.SearchHit\"V\n\x12SearchBatchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12,\n\x08searches\x18\x02 \x03(\x0b\x32\x1a.sealcomb.v1.SearchRequest\"C\n\x13SearchBatchResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.sealcomb.v1.SearchResponse*q\n\nSearchMode\x12\x1b\n\x17SEARCH_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEARCH_MODE_HYBRID\x10\x01\x12\x15\n\x11SEARCH_MODE_DENSE\x10\x02\x12\x17\n\x13SEARCH_MODE_LEXICAL\x10\x03\x32\x8b\x02\n\rSearchService\x12q\n\x06Search\x12\x1a.sealcomb.v1.SearchRequest\x1a\x1b.sealcomb.v1.SearchResponse\".\x82\xd3\xe4\x93\x02(\"#/v1/collections/{collection}:search:\x01*\x12\x86\x01\n\x0bSearchBatch\x12\x1f.sealcomb.v1.SearchBatchRequest\x1a .sealcomb.v1.SearchBatchResponse\"4\x82\xd3\xe4\x93\x02.\")/v1/collections/{collection}:search-batch:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.search_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEARCHMODE']._serialized_start=709
-  _globals['_SEARCHMODE']._serialized_end=822
-  _globals['_SEARCHREQUEST']._serialized_start=106
-  _globals['_SEARCHREQUEST']._serialized_end=312
-  _globals['_SEARCHHIT']._serialized_start=315
-  _globals['_SEARCHHIT']._serialized_end=494
-  _globals['_SEARCHRESPONSE']._serialized_start=496
-  _globals['_SEARCHRESPONSE']._serialized_end=550
-  _globals['_SEARCHBATCHREQUEST']._serialized_start=552
-  _globals['_SEARCHBATCHREQUEST']._serialized_end=638
-  _globals['_SEARCHBATCHRESPONSE']._serialized_start=640
-  _globals['_SEARCHBATCHRESPONSE']._serialized_end=707
-  _globals['_SEARCHSERVICE']._serialized_start=825
-  _globals['_SEARCHSERVICE']._serialized_end=989
+  _globals['_SEARCHSERVICE'].methods_by_name['Search']._loaded_options = None
+  _globals['_SEARCHSERVICE'].methods_by_name['Search']._serialized_options = b'\202\323\344\223\002(\"#/v1/collections/{collection}:search:\001*'
+  _globals['_SEARCHSERVICE'].methods_by_name['SearchBatch']._loaded_options = None
+  _globals['_SEARCHSERVICE'].methods_by_name['SearchBatch']._serialized_options = b'\202\323\344\223\002.\")/v1/collections/{collection}:search-batch:\001*'
+  _globals['_SEARCHMODE']._serialized_start=739
+  _globals['_SEARCHMODE']._serialized_end=852
+  _globals['_SEARCHREQUEST']._serialized_start=136
+  _globals['_SEARCHREQUEST']._serialized_end=342
+  _globals['_SEARCHHIT']._serialized_start=345
+  _globals['_SEARCHHIT']._serialized_end=524
+  _globals['_SEARCHRESPONSE']._serialized_start=526
+  _globals['_SEARCHRESPONSE']._serialized_end=580
+  _globals['_SEARCHBATCHREQUEST']._serialized_start=582
+  _globals['_SEARCHBATCHREQUEST']._serialized_end=668
+  _globals['_SEARCHBATCHRESPONSE']._serialized_start=670
+  _globals['_SEARCHBATCHRESPONSE']._serialized_end=737
+  _globals['_SEARCHSERVICE']._serialized_start=855
+  _globals['_SEARCHSERVICE']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/source_service.proto\x12\x0bsealcomb.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\nSourceType\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x30\n\x0fsettings_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\r\n\x05oauth\x18\x04 \x01(\x08\x12\x1d\n\x15oauth_with_own_client\x18\x05 \x01(\x08\x12\x13\n\x0b\x64\x65vice_flow\x18\x06 \x01(\x08\x12\x12\n\ntoken_form\x18\x07 \x01(\t\x12\x0e\n\x06scopes\x18\x08 \x03(\t\"\x18\n\x16ListSourceTypesRequest\"A\n\x17ListSourceTypesResponse\x12&\n\x05types\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.SourceType\"\xf1\x01\n\nConnection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12)\n\x08settings\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.sealcomb.v1.ConnectionState\x12\x14\n\x0cscopes_asked\x18\x05 \x03(\t\x12\x16\n\x0escopes_granted\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nown_client\x18\x08 \x01(\x08\".\n\x0bOAuthClient\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"\xb6\x01\n\x16\x42\x65ginConnectionRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12)\n\x08settings\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0credirect_uri\x18\x03 \x01(\t\x12(\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x18.sealcomb.v1.OAuthClient\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\x08\x12\x13\n\x06secret\x18\x06 \x01(\tB\x03\x80\x01\x01\"\xb7\x02\n\x17\x42\x65ginConnectionResponse\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x1e\n\x11\x61uthorization_url\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x12\n\x05state\x18\x03 \x01(\tB\x03\x80\x01\x01\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cscopes_asked\x18\x05 \x03(\t\x12\x11\n\tuser_code\x18\x06 \x01(\t\x12\x18\n\x10verification_uri\x18\x07 \x01(\t\x12\x30\n\rpoll_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\nconnection\x18\t \x01(\x0b\x32\x17.sealcomb.v1.Connection\"^\n\x19\x43ompleteConnectionRequest\x12\x12\n\x05state\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x11\n\x04\x63ode\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x0b\n\x03iss\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"I\n\x1a\x43ompleteConnectionResponse\x12+\n\nconnection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Connection\"?\n\x16ListConnectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListConnectionsResponse\x12,\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Connection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x11\x44isconnectRequest\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65lete_documents\x18\x02 \x01(\x08\"{\n\x12\x44isconnectResponse\x12+\n\nrevocation\x18\x01 \x01(\x0e\x32\x17.sealcomb.v1.Revocation\x12\x1c\n\x14\x63\x61ncelled_ingestions\x18\x02 \x01(\r\x12\x1a\n\x12\x64\x65leting_documents\x18\x03 \x01(\x04*\x95\x01\n\x0f\x43onnectionState\x12 \n\x1c\x43ONNECTION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43ONNECTION_STATE_CONNECTED\x10\x01\x12\x1c\n\x18\x43ONNECTION_STATE_REFUSED\x10\x02\x12\"\n\x1e\x43ONNECTION_STATE_DISCONNECTING\x10\x03*u\n\nRevocation\x12\x1a\n\x16REVOCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12REVOCATION_REVOKED\x10\x01\x12\x1c\n\x18REVOCATION_NOT_SUPPORTED\x10\x02\x12\x15\n\x11REVOCATION_FAILED\x10\x03\x32\xdf\x03\n\rSourceService\x12\\\n\x0fListSourceTypes\x12#.sealcomb.v1.ListSourceTypesRequest\x1a$.sealcomb.v1.ListSourceTypesResponse\x12\\\n\x0f\x42\x65ginConnection\x12#.sealcomb.v1.BeginConnectionRequest\x1a$.sealcomb.v1.BeginConnectionResponse\x12\x65\n\x12\x43ompleteConnection\x12&.sealcomb.v1.CompleteConnectionRequest\x1a\'.sealcomb.v1.CompleteConnectionResponse\x12\\\n\x0fListConnections\x12#.sealcomb.v1.ListConnectionsRequest\x1a$.sealcomb.v1.ListConnectionsResponse\x12M\n\nDisconnect\x12\x1e.sealcomb.v1.DisconnectRequest\x1a\x1f.sealcomb.v1.DisconnectResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/source_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\nSourceType\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x30\n\x0fsettings_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\r\n\x05oauth\x18\x04 \x01(\x08\x12\x1d\n\x15oauth_with_own_client\x18\x05 \x01(\x08\x12\x13\n\x0b\x64\x65vice_flow\x18\x06 \x01(\x08\x12\x12\n\ntoken_form\x18\x07 \x01(\t\x12\x0e\n\x06scopes\x18\x08 \x03(\t\"\x18\n\x16ListSourceTypesRequest\"A\n\x17ListSourceTypesResponse\x12&\n\x05types\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.SourceType\"\xf1\x01\n\nConnection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12)\n\x08settings\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.sealcomb.v1.ConnectionState\x12\x14\n\x0cscopes_asked\x18\x05 \x03(\t\x12\x16\n\x0escopes_granted\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nown_client\x18\x08 \x01(\x08\".\n\x0bOAuthClient\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"\xb6\x01\n\x16\x42\x65ginConnectionRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12)\n\x08settings\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x14\n\x0credirect_uri\x18\x03 \x01(\t\x12(\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x18.sealcomb.v1.OAuthClient\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\x08\x12\x13\n\x06secret\x18\x06 \x01(\tB\x03\x80\x01\x01\"\xb7\x02\n\x17\x42\x65ginConnectionResponse\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x1e\n\x11\x61uthorization_url\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x12\n\x05state\x18\x03 \x01(\tB\x03\x80\x01\x01\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cscopes_asked\x18\x05 \x03(\t\x12\x11\n\tuser_code\x18\x06 \x01(\t\x12\x18\n\x10verification_uri\x18\x07 \x01(\t\x12\x30\n\rpoll_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\nconnection\x18\t \x01(\x0b\x32\x17.sealcomb.v1.Connection\"^\n\x19\x43ompleteConnectionRequest\x12\x12\n\x05state\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x11\n\x04\x63ode\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x0b\n\x03iss\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"I\n\x1a\x43ompleteConnectionResponse\x12+\n\nconnection\x18\x01 \x01(\x0b\x32\x17.sealcomb.v1.Connection\"?\n\x16ListConnectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListConnectionsResponse\x12,\n\x0b\x63onnections\x18\x01 \x03(\x0b\x32\x17.sealcomb.v1.Connection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"D\n\x11\x44isconnectRequest\x12\x15\n\rconnection_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65lete_documents\x18\x02 \x01(\x08\"{\n\x12\x44isconnectResponse\x12+\n\nrevocation\x18\x01 \x01(\x0e\x32\x17.sealcomb.v1.Revocation\x12\x1c\n\x14\x63\x61ncelled_ingestions\x18\x02 \x01(\r\x12\x1a\n\x12\x64\x65leting_documents\x18\x03 \x01(\x04*\x95\x01\n\x0f\x43onnectionState\x12 \n\x1c\x43ONNECTION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43ONNECTION_STATE_CONNECTED\x10\x01\x12\x1c\n\x18\x43ONNECTION_STATE_REFUSED\x10\x02\x12\"\n\x1e\x43ONNECTION_STATE_DISCONNECTING\x10\x03*u\n\nRevocation\x12\x1a\n\x16REVOCATION_UNSPECIFIED\x10\x00\x12\x16\n\x12REVOCATION_REVOKED\x10\x01\x12\x1c\n\x18REVOCATION_NOT_SUPPORTED\x10\x02\x12\x15\n\x11REVOCATION_FAILED\x10\x03\x32\x92\x05\n\rSourceService\x12v\n\x0fListSourceTypes\x12#.sealcomb.v1.ListSourceTypesRequest\x1a$.sealcomb.v1.ListSourceTypesResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/source-types\x12~\n\x0f\x42\x65ginConnection\x12#.sealcomb.v1.BeginConnectionRequest\x1a$.sealcomb.v1.BeginConnectionResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/connections:begin:\x01*\x12\x8a\x01\n\x12\x43ompleteConnection\x12&.sealcomb.v1.CompleteConnectionRequest\x1a\'.sealcomb.v1.CompleteConnectionResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/connections:complete:\x01*\x12u\n\x0fListConnections\x12#.sealcomb.v1.ListConnectionsRequest\x1a$.sealcomb.v1.ListConnectionsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/connections\x12\x84\x01\n\nDisconnect\x12\x1e.sealcomb.v1.DisconnectRequest\x1a\x1f.sealcomb.v1.DisconnectResponse\"5\x82\xd3\xe4\x93\x02/\"*/v1/connections/{connection_id}:disconnect:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,36 +47,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETECONNECTIONREQUEST'].fields_by_name['state']._serialized_options = b'\200\001\001'
   _globals['_COMPLETECONNECTIONREQUEST'].fields_by_name['code']._loaded_options = None
   _globals['_COMPLETECONNECTIONREQUEST'].fields_by_name['code']._serialized_options = b'\200\001\001'
-  _globals['_CONNECTIONSTATE']._serialized_start=1755
-  _globals['_CONNECTIONSTATE']._serialized_end=1904
-  _globals['_REVOCATION']._serialized_start=1906
-  _globals['_REVOCATION']._serialized_end=2023
-  _globals['_SOURCETYPE']._serialized_start=145
-  _globals['_SOURCETYPE']._serialized_end=339
-  _globals['_LISTSOURCETYPESREQUEST']._serialized_start=341
-  _globals['_LISTSOURCETYPESREQUEST']._serialized_end=365
-  _globals['_LISTSOURCETYPESRESPONSE']._serialized_start=367
-  _globals['_LISTSOURCETYPESRESPONSE']._serialized_end=432
-  _globals['_CONNECTION']._serialized_start=435
-  _globals['_CONNECTION']._serialized_end=676
-  _globals['_OAUTHCLIENT']._serialized_start=678
-  _globals['_OAUTHCLIENT']._serialized_end=724
-  _globals['_BEGINCONNECTIONREQUEST']._serialized_start=727
-  _globals['_BEGINCONNECTIONREQUEST']._serialized_end=909
-  _globals['_BEGINCONNECTIONRESPONSE']._serialized_start=912
-  _globals['_BEGINCONNECTIONRESPONSE']._serialized_end=1223
-  _globals['_COMPLETECONNECTIONREQUEST']._serialized_start=1225
-  _globals['_COMPLETECONNECTIONREQUEST']._serialized_end=1319
-  _globals['_COMPLETECONNECTIONRESPONSE']._serialized_start=1321
-  _globals['_COMPLETECONNECTIONRESPONSE']._serialized_end=1394
-  _globals['_LISTCONNECTIONSREQUEST']._serialized_start=1396
-  _globals['_LISTCONNECTIONSREQUEST']._serialized_end=1459
-  _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=1461
-  _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=1557
-  _globals['_DISCONNECTREQUEST']._serialized_start=1559
-  _globals['_DISCONNECTREQUEST']._serialized_end=1627
-  _globals['_DISCONNECTRESPONSE']._serialized_start=1629
-  _globals['_DISCONNECTRESPONSE']._serialized_end=1752
-  _globals['_SOURCESERVICE']._serialized_start=2026
-  _globals['_SOURCESERVICE']._serialized_end=2505
+  _globals['_SOURCESERVICE'].methods_by_name['ListSourceTypes']._loaded_options = None
+  _globals['_SOURCESERVICE'].methods_by_name['ListSourceTypes']._serialized_options = b'\202\323\344\223\002\022\022\020/v1/source-types'
+  _globals['_SOURCESERVICE'].methods_by_name['BeginConnection']._loaded_options = None
+  _globals['_SOURCESERVICE'].methods_by_name['BeginConnection']._serialized_options = b'\202\323\344\223\002\032\"\025/v1/connections:begin:\001*'
+  _globals['_SOURCESERVICE'].methods_by_name['CompleteConnection']._loaded_options = None
+  _globals['_SOURCESERVICE'].methods_by_name['CompleteConnection']._serialized_options = b'\202\323\344\223\002\035\"\030/v1/connections:complete:\001*'
+  _globals['_SOURCESERVICE'].methods_by_name['ListConnections']._loaded_options = None
+  _globals['_SOURCESERVICE'].methods_by_name['ListConnections']._serialized_options = b'\202\323\344\223\002\021\022\017/v1/connections'
+  _globals['_SOURCESERVICE'].methods_by_name['Disconnect']._loaded_options = None
+  _globals['_SOURCESERVICE'].methods_by_name['Disconnect']._serialized_options = b'\202\323\344\223\002/\"*/v1/connections/{connection_id}:disconnect:\001*'
+  _globals['_CONNECTIONSTATE']._serialized_start=1785
+  _globals['_CONNECTIONSTATE']._serialized_end=1934
+  _globals['_REVOCATION']._serialized_start=1936
+  _globals['_REVOCATION']._serialized_end=2053
+  _globals['_SOURCETYPE']._serialized_start=175
+  _globals['_SOURCETYPE']._serialized_end=369
+  _globals['_LISTSOURCETYPESREQUEST']._serialized_start=371
+  _globals['_LISTSOURCETYPESREQUEST']._serialized_end=395
+  _globals['_LISTSOURCETYPESRESPONSE']._serialized_start=397
+  _globals['_LISTSOURCETYPESRESPONSE']._serialized_end=462
+  _globals['_CONNECTION']._serialized_start=465
+  _globals['_CONNECTION']._serialized_end=706
+  _globals['_OAUTHCLIENT']._serialized_start=708
+  _globals['_OAUTHCLIENT']._serialized_end=754
+  _globals['_BEGINCONNECTIONREQUEST']._serialized_start=757
+  _globals['_BEGINCONNECTIONREQUEST']._serialized_end=939
+  _globals['_BEGINCONNECTIONRESPONSE']._serialized_start=942
+  _globals['_BEGINCONNECTIONRESPONSE']._serialized_end=1253
+  _globals['_COMPLETECONNECTIONREQUEST']._serialized_start=1255
+  _globals['_COMPLETECONNECTIONREQUEST']._serialized_end=1349
+  _globals['_COMPLETECONNECTIONRESPONSE']._serialized_start=1351
+  _globals['_COMPLETECONNECTIONRESPONSE']._serialized_end=1424
+  _globals['_LISTCONNECTIONSREQUEST']._serialized_start=1426
+  _globals['_LISTCONNECTIONSREQUEST']._serialized_end=1489
+  _globals['_LISTCONNECTIONSRESPONSE']._serialized_start=1491
+  _globals['_LISTCONNECTIONSRESPONSE']._serialized_end=1587
+  _globals['_DISCONNECTREQUEST']._serialized_start=1589
+  _globals['_DISCONNECTREQUEST']._serialized_end=1657
+  _globals['_DISCONNECTRESPONSE']._serialized_start=1659
+  _globals['_DISCONNECTRESPONSE']._serialized_end=1782
+  _globals['_SOURCESERVICE']._serialized_start=2056
+  _globals['_SOURCESERVICE']._serialized_end=2714
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealcomb/v1/token_service.proto\x12\x0bsealcomb.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x02\n\tTokenInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x12\x43reateTokenRequest\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x13\n\x0b\x63ollections\x18\x03 \x03(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"O\n\x13\x43reateTokenResponse\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12$\n\x04info\x18\x02 \x01(\x0b\x32\x16.sealcomb.v1.TokenInfo\":\n\x11ListTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.TokenInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x12RotateTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"O\n\x13RotateTokenResponse\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12$\n\x04info\x18\x02 \x01(\x0b\x32\x16.sealcomb.v1.TokenInfo\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13RevokeTokenResponse\"\x0f\n\rWhoAmIRequest\"\x8c\x01\n\x0eWhoAmIResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x96\x03\n\x0cTokenService\x12P\n\x0b\x43reateToken\x12\x1f.sealcomb.v1.CreateTokenRequest\x1a .sealcomb.v1.CreateTokenResponse\x12M\n\nListTokens\x12\x1e.sealcomb.v1.ListTokensRequest\x1a\x1f.sealcomb.v1.ListTokensResponse\x12P\n\x0bRotateToken\x12\x1f.sealcomb.v1.RotateTokenRequest\x1a .sealcomb.v1.RotateTokenResponse\x12P\n\x0bRevokeToken\x12\x1f.sealcomb.v1.RevokeTokenRequest\x1a .sealcomb.v1.RevokeTokenResponse\x12\x41\n\x06WhoAmI\x12\x1a.sealcomb.v1.WhoAmIRequest\x1a\x1b.sealcomb.v1.WhoAmIResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsealcomb/v1/token_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x02\n\tTokenInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x12\x43reateTokenRequest\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x13\n\x0b\x63ollections\x18\x03 \x03(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"O\n\x13\x43reateTokenResponse\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12$\n\x04info\x18\x02 \x01(\x0b\x32\x16.sealcomb.v1.TokenInfo\":\n\x11ListTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x12ListTokensResponse\x12&\n\x06tokens\x18\x01 \x03(\x0b\x32\x16.sealcomb.v1.TokenInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x12RotateTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"O\n\x13RotateTokenResponse\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12$\n\x04info\x18\x02 \x01(\x0b\x32\x16.sealcomb.v1.TokenInfo\" \n\x12RevokeTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x15\n\x13RevokeTokenResponse\"\x0f\n\rWhoAmIRequest\"\x8c\x01\n\x0eWhoAmIResponse\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x9b\x04\n\x0cTokenService\x12g\n\x0b\x43reateToken\x12\x1f.sealcomb.v1.CreateTokenRequest\x1a .sealcomb.v1.CreateTokenResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v1/tokens:\x01*\x12\x61\n\nListTokens\x12\x1e.sealcomb.v1.ListTokensRequest\x1a\x1f.sealcomb.v1.ListTokensResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/tokens\x12s\n\x0bRotateToken\x12\x1f.sealcomb.v1.RotateTokenRequest\x1a .sealcomb.v1.RotateTokenResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/tokens/{id}:rotate:\x01*\x12s\n\x0bRevokeToken\x12\x1f.sealcomb.v1.RevokeTokenRequest\x1a .sealcomb.v1.RevokeTokenResponse\"!\x82\xd3\xe4\x93\x02\x1b\"\x16/v1/tokens/{id}:revoke:\x01*\x12U\n\x06WhoAmI\x12\x1a.sealcomb.v1.WhoAmIRequest\x1a\x1b.sealcomb.v1.WhoAmIResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/whoamib\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +38,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETOKENRESPONSE'].fields_by_name['token']._serialized_options = b'\200\001\001'
   _globals['_ROTATETOKENRESPONSE'].fields_by_name['token']._loaded_options = None
   _globals['_ROTATETOKENRESPONSE'].fields_by_name['token']._serialized_options = b'\200\001\001'
-  _globals['_TOKENINFO']._serialized_start=114
-  _globals['_TOKENINFO']._serialized_end=388
-  _globals['_CREATETOKENREQUEST']._serialized_start=391
-  _globals['_CREATETOKENREQUEST']._serialized_end=528
-  _globals['_CREATETOKENRESPONSE']._serialized_start=530
-  _globals['_CREATETOKENRESPONSE']._serialized_end=609
-  _globals['_LISTTOKENSREQUEST']._serialized_start=611
-  _globals['_LISTTOKENSREQUEST']._serialized_end=669
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=671
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=756
-  _globals['_ROTATETOKENREQUEST']._serialized_start=758
-  _globals['_ROTATETOKENREQUEST']._serialized_end=834
-  _globals['_ROTATETOKENRESPONSE']._serialized_start=836
-  _globals['_ROTATETOKENRESPONSE']._serialized_end=915
-  _globals['_REVOKETOKENREQUEST']._serialized_start=917
-  _globals['_REVOKETOKENREQUEST']._serialized_end=949
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=951
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=972
-  _globals['_WHOAMIREQUEST']._serialized_start=974
-  _globals['_WHOAMIREQUEST']._serialized_end=989
-  _globals['_WHOAMIRESPONSE']._serialized_start=992
-  _globals['_WHOAMIRESPONSE']._serialized_end=1132
-  _globals['_TOKENSERVICE']._serialized_start=1135
-  _globals['_TOKENSERVICE']._serialized_end=1541
+  _globals['_TOKENSERVICE'].methods_by_name['CreateToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['CreateToken']._serialized_options = b'\202\323\344\223\002\017\"\n/v1/tokens:\001*'
+  _globals['_TOKENSERVICE'].methods_by_name['ListTokens']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['ListTokens']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/tokens'
+  _globals['_TOKENSERVICE'].methods_by_name['RotateToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['RotateToken']._serialized_options = b'\202\323\344\223\002\033\"\026/v1/tokens/{id}:rotate:\001*'
+  _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\202\323\344\223\002\033\"\026/v1/tokens/{id}:revoke:\001*'
+  _globals['_TOKENSERVICE'].methods_by_name['WhoAmI']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['WhoAmI']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/whoami'
+  _globals['_TOKENINFO']._serialized_start=144
+  _globals['_TOKENINFO']._serialized_end=418
+  _globals['_CREATETOKENREQUEST']._serialized_start=421
+  _globals['_CREATETOKENREQUEST']._serialized_end=558
+  _globals['_CREATETOKENRESPONSE']._serialized_start=560
+  _globals['_CREATETOKENRESPONSE']._serialized_end=639
+  _globals['_LISTTOKENSREQUEST']._serialized_start=641
+  _globals['_LISTTOKENSREQUEST']._serialized_end=699
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=701
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=786
+  _globals['_ROTATETOKENREQUEST']._serialized_start=788
+  _globals['_ROTATETOKENREQUEST']._serialized_end=864
+  _globals['_ROTATETOKENRESPONSE']._serialized_start=866
+  _globals['_ROTATETOKENRESPONSE']._serialized_end=945
+  _globals['_REVOKETOKENREQUEST']._serialized_start=947
+  _globals['_REVOKETOKENREQUEST']._serialized_end=979
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=981
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=1002
+  _globals['_WHOAMIREQUEST']._serialized_start=1004
+  _globals['_WHOAMIREQUEST']._serialized_end=1019
+  _globals['_WHOAMIRESPONSE']._serialized_start=1022
+  _globals['_WHOAMIRESPONSE']._serialized_end=1162
+  _globals['_TOKENSERVICE']._serialized_start=1165
+  _globals['_TOKENSERVICE']._serialized_end=1704
 # @@protoc_insertion_point(module_scope)

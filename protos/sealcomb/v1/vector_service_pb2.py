@@ -22,65 +22,84 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from sealcomb.v1 import filter_pb2 as sealcomb_dot_v1_dot_filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/vector_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\"\x81\x01\n\x05Point\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x04\"]\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x14\n\x0cif_unchanged\x18\x03 \x01(\x08\"3\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"e\n\x13UpsertStreamRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x16\n\x0e\x61tomic_batches\x18\x03 \x01(\x08\"e\n\x14UpsertStreamResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12+\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x19.sealcomb.v1.PointFailure\"P\n\x0cPointFailure\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"j\n\x13UpdatePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12)\n\x07updates\x18\x02 \x03(\x0b\x32\x18.sealcomb.v1.PointUpdate\x12\x14\n\x0cif_unchanged\x18\x03 \x01(\x08\"q\n\x0bPointUpdate\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x08metadata\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07version\x18\x04 \x01(\x04\x42\x07\n\x05_text\"I\n\x14UpdatePointsResponse\x12\x0f\n\x07updated\x18\x01 \x01(\r\x12\x0f\n\x07missing\x18\x02 \x03(\r\x12\x0f\n\x07version\x18\x03 \x01(\x04\"I\n\x10GetPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x14\n\x0cwith_vectors\x18\x03 \x01(\x08\"7\n\x11GetPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\"\x89\x01\n\x11ListPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x14\n\x0cwith_vectors\x18\x05 \x01(\x08\"Q\n\x12ListPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x13\x44\x65letePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x10\n\x08versions\x18\x04 \x03(\x04\"\'\n\x14\x44\x65letePointsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"M\n\x12\x43ountPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Filter\"$\n\x13\x43ountPointsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\xd7\x01\n\x0cQueryRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\n\n\x02\x65\x66\x18\x06 \x01(\r\x12\x14\n\x0cwith_vectors\x18\x07 \x01(\x08\x12\x15\n\rwith_metadata\x18\x08 \x01(\x08\x12\x11\n\twith_text\x18\t \x01(\x08\x12\x0f\n\x07\x65xplain\x18\n \x01(\x08\"m\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\"l\n\rQueryResponse\x12\x1e\n\x04hits\x18\x01 \x03(\x0b\x32\x10.sealcomb.v1.Hit\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x12-\n\x0b\x65xplanation\x18\x03 \x01(\x0b\x32\x18.sealcomb.v1.Explanation\"\xa3\x02\n\x0b\x45xplanation\x12\x33\n\x08strategy\x18\x01 \x01(\x0e\x32!.sealcomb.v1.Explanation.Strategy\x12\x0f\n\x07matches\x18\x02 \x01(\x04\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x04\x12\x0f\n\x07visited\x18\x04 \x01(\x04\x12\n\n\x02\x65\x66\x18\x05 \x01(\r\x12\x15\n\rwalk_given_up\x18\x06 \x01(\x08\"\x87\x01\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x16\n\x12STRATEGY_EXACT_ALL\x10\x01\x12\x1a\n\x16STRATEGY_EXACT_MATCHES\x10\x02\x12\x11\n\rSTRATEGY_HNSW\x10\x03\x12\x1a\n\x16STRATEGY_HNSW_FILTERED\x10\x04\"S\n\x11QueryBatchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07queries\x18\x02 \x03(\x0b\x32\x19.sealcomb.v1.QueryRequest\"O\n\x12QueryBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sealcomb.v1.QueryResponse\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x32\xcf\x05\n\rVectorService\x12\x41\n\x06Upsert\x12\x1a.sealcomb.v1.UpsertRequest\x1a\x1b.sealcomb.v1.UpsertResponse\x12U\n\x0cUpsertStream\x12 .sealcomb.v1.UpsertStreamRequest\x1a!.sealcomb.v1.UpsertStreamResponse(\x01\x12S\n\x0cUpdatePoints\x12 .sealcomb.v1.UpdatePointsRequest\x1a!.sealcomb.v1.UpdatePointsResponse\x12J\n\tGetPoints\x12\x1d.sealcomb.v1.GetPointsRequest\x1a\x1e.sealcomb.v1.GetPointsResponse\x12M\n\nListPoints\x12\x1e.sealcomb.v1.ListPointsRequest\x1a\x1f.sealcomb.v1.ListPointsResponse\x12S\n\x0c\x44\x65letePoints\x12 .sealcomb.v1.DeletePointsRequest\x1a!.sealcomb.v1.DeletePointsResponse\x12P\n\x0b\x43ountPoints\x12\x1f.sealcomb.v1.CountPointsRequest\x1a .sealcomb.v1.CountPointsResponse\x12>\n\x05Query\x12\x19.sealcomb.v1.QueryRequest\x1a\x1a.sealcomb.v1.QueryResponse\x12M\n\nQueryBatch\x12\x1e.sealcomb.v1.QueryBatchRequest\x1a\x1f.sealcomb.v1.QueryBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sealcomb/v1/vector_service.proto\x12\x0bsealcomb.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18sealcomb/v1/filter.proto\"\x81\x01\n\x05Point\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x04\"]\n\rUpsertRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x14\n\x0cif_unchanged\x18\x03 \x01(\x08\"3\n\x0eUpsertResponse\x12\x10\n\x08upserted\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"e\n\x13UpsertStreamRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x16\n\x0e\x61tomic_batches\x18\x03 \x01(\x08\"e\n\x14UpsertStreamResponse\x12\x10\n\x08upserted\x18\x01 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x04\x12+\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x19.sealcomb.v1.PointFailure\"P\n\x0cPointFailure\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"j\n\x13UpdatePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12)\n\x07updates\x18\x02 \x03(\x0b\x32\x18.sealcomb.v1.PointUpdate\x12\x14\n\x0cif_unchanged\x18\x03 \x01(\x08\"q\n\x0bPointUpdate\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x08metadata\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07version\x18\x04 \x01(\x04\x42\x07\n\x05_text\"I\n\x14UpdatePointsResponse\x12\x0f\n\x07updated\x18\x01 \x01(\r\x12\x0f\n\x07missing\x18\x02 \x03(\r\x12\x0f\n\x07version\x18\x03 \x01(\x04\"I\n\x10GetPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x14\n\x0cwith_vectors\x18\x03 \x01(\x08\"7\n\x11GetPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\"\x89\x01\n\x11ListPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12#\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x14\n\x0cwith_vectors\x18\x05 \x01(\x08\"Q\n\x12ListPointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.sealcomb.v1.Point\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"m\n\x13\x44\x65letePointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\x10\n\x08versions\x18\x04 \x03(\x04\"\'\n\x14\x44\x65letePointsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"M\n\x12\x43ountPointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12#\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x13.sealcomb.v1.Filter\"$\n\x13\x43ountPointsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\xd7\x01\n\x0cQueryRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06vector\x18\x02 \x03(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12#\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x13.sealcomb.v1.Filter\x12\n\n\x02\x65\x66\x18\x06 \x01(\r\x12\x14\n\x0cwith_vectors\x18\x07 \x01(\x08\x12\x15\n\rwith_metadata\x18\x08 \x01(\x08\x12\x11\n\twith_text\x18\t \x01(\x08\x12\x0f\n\x07\x65xplain\x18\n \x01(\x08\"m\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\nvector_f32\x18\x03 \x01(\x0c\x12)\n\x08metadata\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04text\x18\x05 \x01(\t\"l\n\rQueryResponse\x12\x1e\n\x04hits\x18\x01 \x03(\x0b\x32\x10.sealcomb.v1.Hit\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x12-\n\x0b\x65xplanation\x18\x03 \x01(\x0b\x32\x18.sealcomb.v1.Explanation\"\xa3\x02\n\x0b\x45xplanation\x12\x33\n\x08strategy\x18\x01 \x01(\x0e\x32!.sealcomb.v1.Explanation.Strategy\x12\x0f\n\x07matches\x18\x02 \x01(\x04\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x04\x12\x0f\n\x07visited\x18\x04 \x01(\x04\x12\n\n\x02\x65\x66\x18\x05 \x01(\r\x12\x15\n\rwalk_given_up\x18\x06 \x01(\x08\"\x87\x01\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x16\n\x12STRATEGY_EXACT_ALL\x10\x01\x12\x1a\n\x16STRATEGY_EXACT_MATCHES\x10\x02\x12\x11\n\rSTRATEGY_HNSW\x10\x03\x12\x1a\n\x16STRATEGY_HNSW_FILTERED\x10\x04\"S\n\x11QueryBatchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x07queries\x18\x02 \x03(\x0b\x32\x19.sealcomb.v1.QueryRequest\"O\n\x12QueryBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.sealcomb.v1.QueryResponse\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x32\xd6\t\n\rVectorService\x12x\n\x06Upsert\x12\x1a.sealcomb.v1.UpsertRequest\x1a\x1b.sealcomb.v1.UpsertResponse\"5\x82\xd3\xe4\x93\x02/\"*/v1/collections/{collection}/points:upsert:\x01*\x12z\n\x0cUpsertStream\x12 .sealcomb.v1.UpsertStreamRequest\x1a!.sealcomb.v1.UpsertStreamResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/points:upsert-stream:\x01*(\x01\x12\x8a\x01\n\x0cUpdatePoints\x12 .sealcomb.v1.UpdatePointsRequest\x1a!.sealcomb.v1.UpdatePointsResponse\"5\x82\xd3\xe4\x93\x02/\"*/v1/collections/{collection}/points:update:\x01*\x12~\n\tGetPoints\x12\x1d.sealcomb.v1.GetPointsRequest\x1a\x1e.sealcomb.v1.GetPointsResponse\"2\x82\xd3\xe4\x93\x02,\"\'/v1/collections/{collection}/points:get:\x01*\x12\xa9\x01\n\nListPoints\x12\x1e.sealcomb.v1.ListPointsRequest\x1a\x1f.sealcomb.v1.ListPointsResponse\"Z\x82\xd3\xe4\x93\x02T\x12#/v1/collections/{collection}/pointsZ-\"(/v1/collections/{collection}/points:list:\x01*\x12\x8a\x01\n\x0c\x44\x65letePoints\x12 .sealcomb.v1.DeletePointsRequest\x1a!.sealcomb.v1.DeletePointsResponse\"5\x82\xd3\xe4\x93\x02/\"*/v1/collections/{collection}/points:delete:\x01*\x12\x86\x01\n\x0b\x43ountPoints\x12\x1f.sealcomb.v1.CountPointsRequest\x1a .sealcomb.v1.CountPointsResponse\"4\x82\xd3\xe4\x93\x02.\")/v1/collections/{collection}/points:count:\x01*\x12t\n\x05Query\x12\x19.sealcomb.v1.QueryRequest\x1a\x1a.sealcomb.v1.QueryResponse\"4\x82\xd3\xe4\x93\x02.\")/v1/collections/{collection}/points:query:\x01*\x12\x89\x01\n\nQueryBatch\x12\x1e.sealcomb.v1.QueryBatchRequest\x1a\x1f.sealcomb.v1.QueryBatchResponse\":\x82\xd3\xe4\x93\x02\x34\"//v1/collections/{collection}/points:query-batch:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sealcomb.v1.vector_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POINT']._serialized_start=106
-  _globals['_POINT']._serialized_end=235
-  _globals['_UPSERTREQUEST']._serialized_start=237
-  _globals['_UPSERTREQUEST']._serialized_end=330
-  _globals['_UPSERTRESPONSE']._serialized_start=332
-  _globals['_UPSERTRESPONSE']._serialized_end=383
-  _globals['_UPSERTSTREAMREQUEST']._serialized_start=385
-  _globals['_UPSERTSTREAMREQUEST']._serialized_end=486
-  _globals['_UPSERTSTREAMRESPONSE']._serialized_start=488
-  _globals['_UPSERTSTREAMRESPONSE']._serialized_end=589
-  _globals['_POINTFAILURE']._serialized_start=591
-  _globals['_POINTFAILURE']._serialized_end=671
-  _globals['_UPDATEPOINTSREQUEST']._serialized_start=673
-  _globals['_UPDATEPOINTSREQUEST']._serialized_end=779
-  _globals['_POINTUPDATE']._serialized_start=781
-  _globals['_POINTUPDATE']._serialized_end=894
-  _globals['_UPDATEPOINTSRESPONSE']._serialized_start=896
-  _globals['_UPDATEPOINTSRESPONSE']._serialized_end=969
-  _globals['_GETPOINTSREQUEST']._serialized_start=971
-  _globals['_GETPOINTSREQUEST']._serialized_end=1044
-  _globals['_GETPOINTSRESPONSE']._serialized_start=1046
-  _globals['_GETPOINTSRESPONSE']._serialized_end=1101
-  _globals['_LISTPOINTSREQUEST']._serialized_start=1104
-  _globals['_LISTPOINTSREQUEST']._serialized_end=1241
-  _globals['_LISTPOINTSRESPONSE']._serialized_start=1243
-  _globals['_LISTPOINTSRESPONSE']._serialized_end=1324
-  _globals['_DELETEPOINTSREQUEST']._serialized_start=1326
-  _globals['_DELETEPOINTSREQUEST']._serialized_end=1435
-  _globals['_DELETEPOINTSRESPONSE']._serialized_start=1437
-  _globals['_DELETEPOINTSRESPONSE']._serialized_end=1476
-  _globals['_COUNTPOINTSREQUEST']._serialized_start=1478
-  _globals['_COUNTPOINTSREQUEST']._serialized_end=1555
-  _globals['_COUNTPOINTSRESPONSE']._serialized_start=1557
-  _globals['_COUNTPOINTSRESPONSE']._serialized_end=1593
-  _globals['_QUERYREQUEST']._serialized_start=1596
-  _globals['_QUERYREQUEST']._serialized_end=1811
-  _globals['_HIT']._serialized_start=1813
-  _globals['_HIT']._serialized_end=1922
-  _globals['_QUERYRESPONSE']._serialized_start=1924
-  _globals['_QUERYRESPONSE']._serialized_end=2032
-  _globals['_EXPLANATION']._serialized_start=2035
-  _globals['_EXPLANATION']._serialized_end=2326
-  _globals['_EXPLANATION_STRATEGY']._serialized_start=2191
-  _globals['_EXPLANATION_STRATEGY']._serialized_end=2326
-  _globals['_QUERYBATCHREQUEST']._serialized_start=2328
-  _globals['_QUERYBATCHREQUEST']._serialized_end=2411
-  _globals['_QUERYBATCHRESPONSE']._serialized_start=2413
-  _globals['_QUERYBATCHRESPONSE']._serialized_end=2492
-  _globals['_VECTORSERVICE']._serialized_start=2495
-  _globals['_VECTORSERVICE']._serialized_end=3214
+  _globals['_VECTORSERVICE'].methods_by_name['Upsert']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['Upsert']._serialized_options = b'\202\323\344\223\002/\"*/v1/collections/{collection}/points:upsert:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['UpsertStream']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['UpsertStream']._serialized_options = b'\202\323\344\223\002\035\"\030/v1/points:upsert-stream:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['UpdatePoints']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['UpdatePoints']._serialized_options = b'\202\323\344\223\002/\"*/v1/collections/{collection}/points:update:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['GetPoints']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['GetPoints']._serialized_options = b'\202\323\344\223\002,\"\'/v1/collections/{collection}/points:get:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['ListPoints']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['ListPoints']._serialized_options = b'\202\323\344\223\002T\022#/v1/collections/{collection}/pointsZ-\"(/v1/collections/{collection}/points:list:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['DeletePoints']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['DeletePoints']._serialized_options = b'\202\323\344\223\002/\"*/v1/collections/{collection}/points:delete:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['CountPoints']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['CountPoints']._serialized_options = b'\202\323\344\223\002.\")/v1/collections/{collection}/points:count:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['Query']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['Query']._serialized_options = b'\202\323\344\223\002.\")/v1/collections/{collection}/points:query:\001*'
+  _globals['_VECTORSERVICE'].methods_by_name['QueryBatch']._loaded_options = None
+  _globals['_VECTORSERVICE'].methods_by_name['QueryBatch']._serialized_options = b'\202\323\344\223\0024\"//v1/collections/{collection}/points:query-batch:\001*'
+  _globals['_POINT']._serialized_start=136
+  _globals['_POINT']._serialized_end=265
+  _globals['_UPSERTREQUEST']._serialized_start=267
+  _globals['_UPSERTREQUEST']._serialized_end=360
+  _globals['_UPSERTRESPONSE']._serialized_start=362
+  _globals['_UPSERTRESPONSE']._serialized_end=413
+  _globals['_UPSERTSTREAMREQUEST']._serialized_start=415
+  _globals['_UPSERTSTREAMREQUEST']._serialized_end=516
+  _globals['_UPSERTSTREAMRESPONSE']._serialized_start=518
+  _globals['_UPSERTSTREAMRESPONSE']._serialized_end=619
+  _globals['_POINTFAILURE']._serialized_start=621
+  _globals['_POINTFAILURE']._serialized_end=701
+  _globals['_UPDATEPOINTSREQUEST']._serialized_start=703
+  _globals['_UPDATEPOINTSREQUEST']._serialized_end=809
+  _globals['_POINTUPDATE']._serialized_start=811
+  _globals['_POINTUPDATE']._serialized_end=924
+  _globals['_UPDATEPOINTSRESPONSE']._serialized_start=926
+  _globals['_UPDATEPOINTSRESPONSE']._serialized_end=999
+  _globals['_GETPOINTSREQUEST']._serialized_start=1001
+  _globals['_GETPOINTSREQUEST']._serialized_end=1074
+  _globals['_GETPOINTSRESPONSE']._serialized_start=1076
+  _globals['_GETPOINTSRESPONSE']._serialized_end=1131
+  _globals['_LISTPOINTSREQUEST']._serialized_start=1134
+  _globals['_LISTPOINTSREQUEST']._serialized_end=1271
+  _globals['_LISTPOINTSRESPONSE']._serialized_start=1273
+  _globals['_LISTPOINTSRESPONSE']._serialized_end=1354
+  _globals['_DELETEPOINTSREQUEST']._serialized_start=1356
+  _globals['_DELETEPOINTSREQUEST']._serialized_end=1465
+  _globals['_DELETEPOINTSRESPONSE']._serialized_start=1467
+  _globals['_DELETEPOINTSRESPONSE']._serialized_end=1506
+  _globals['_COUNTPOINTSREQUEST']._serialized_start=1508
+  _globals['_COUNTPOINTSREQUEST']._serialized_end=1585
+  _globals['_COUNTPOINTSRESPONSE']._serialized_start=1587
+  _globals['_COUNTPOINTSRESPONSE']._serialized_end=1623
+  _globals['_QUERYREQUEST']._serialized_start=1626
+  _globals['_QUERYREQUEST']._serialized_end=1841
+  _globals['_HIT']._serialized_start=1843
+  _globals['_HIT']._serialized_end=1952
+  _globals['_QUERYRESPONSE']._serialized_start=1954
+  _globals['_QUERYRESPONSE']._serialized_end=2062
+  _globals['_EXPLANATION']._serialized_start=2065
+  _globals['_EXPLANATION']._serialized_end=2356
+  _globals['_EXPLANATION_STRATEGY']._serialized_start=2221
+  _globals['_EXPLANATION_STRATEGY']._serialized_end=2356
+  _globals['_QUERYBATCHREQUEST']._serialized_start=2358
+  _globals['_QUERYBATCHREQUEST']._serialized_end=2441
+  _globals['_QUERYBATCHRESPONSE']._serialized_start=2443
+  _globals['_QUERYBATCHRESPONSE']._serialized_end=2522
+  _globals['_VECTORSERVICE']._serialized_start=2525
+  _globals['_VECTORSERVICE']._serialized_end=3763
 # @@protoc_insertion_point(module_scope)

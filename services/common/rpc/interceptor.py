@@ -26,6 +26,7 @@ from services.common.rpc.authorization import Rule, check_context
 from services.common.rpc.in_flight import CallsInFlight
 from services.common.rpc.open_streams import OpenStreams
 from services.common.rpc.peer_certificates import PeerCertificates
+from services.common.rpc.problem import PROBLEM_HEADER, PROBLEM_WANTED_HEADER, problem_json, retry_after
 from services.common.rpc.requests import checked, tolerant
 from services.common.rpc.status import DETAILS_KEY, grpc_code, internal_error, status_proto
 from services.common.tls import SPIFFE_PREFIX
@@ -233,8 +234,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 why=error.why,
                 request_id=request_id,
             )
-        details = status_proto(error, request_id).SerializeToString()
-        await context.abort(grpc_code(error.kind), error.message, ((DETAILS_KEY, details),))
+        await context.abort(grpc_code(error.kind), error.message, _told(error, request_id, context))
 
     async def _unknown(self, _request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
@@ -253,6 +253,17 @@ def peer_service(context: grpc.aio.ServicerContext[Any, Any]) -> str:
         return ""
     text = ids[0].decode("ascii", "replace")
     return text.removeprefix(SPIFFE_PREFIX) if text.startswith(SPIFFE_PREFIX) else ""
+
+
+def _told(
+    error: SealcombError, request_id: str, context: grpc.aio.ServicerContext[Any, Any]
+) -> tuple[tuple[str, str | bytes], ...]:
+    """The trailing metadata that tells the caller more than code and message."""
+    if not any(key == PROBLEM_WANTED_HEADER for key, _ in context.invocation_metadata() or ()):
+        return ((DETAILS_KEY, status_proto(error, request_id).SerializeToString()),)
+    wait = retry_after(error)
+    problem = (PROBLEM_HEADER, problem_json(error, request_id))
+    return (problem,) if wait is None else (problem, ("retry-after", wait))
 
 
 def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:

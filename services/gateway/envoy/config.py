@@ -2,8 +2,8 @@
 
 What holds at the edge whatever the policy process does: TLS 1.3 and HTTP/2 only; exact routes of
 listed methods, all else UNIMPLEMENTED before policy is asked; client headers by allow-list;
-no policy, no entry; mutual TLS to the exact peer; everything bounded. No administration
-interface exists.
+no policy, no entry; mutual TLS to the exact peer; everything bounded. The administration
+interface is a Unix socket of this user's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.gateway.envoy.clusters import policy_cluster, service_cluster
+from services.gateway.envoy.http_listener import http_listener
 from services.gateway.envoy.listener import edge_listener
+from services.gateway.envoy.metrics import stats_config
 from services.gateway.envoy.plan import SDS_CA, SDS_EDGE, SDS_INNER, TYPE, EdgePlan, Json
 
 
@@ -20,7 +22,10 @@ def bootstrap(plan: EdgePlan) -> Json:
     return {
         "node": {"id": "edge", "cluster": "sealcomb"},
         "static_resources": {
-            "listeners": [edge_listener(plan)],
+            "listeners": [
+                edge_listener(plan),
+                *([http_listener(plan, plan.http_listen)] if plan.http_listen else []),
+            ],
             "clusters": [
                 policy_cluster(plan),
                 *(
@@ -31,8 +36,9 @@ def bootstrap(plan: EdgePlan) -> Json:
         },
         "overload_manager": _overload(plan),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
-        # Nobody can read statistics without an administration interface, so none are kept.
-        "stats_config": {"stats_matcher": {"reject_all": True}},
+        "stats_config": stats_config(),
+        # For this user alone; the folder is private too. It has no port.
+        "admin": {"address": {"pipe": {"path": str(plan.admin_socket), "mode": 0o600}}},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 
 from services.common.context import HEADER
 from services.common.errors import (
@@ -13,14 +14,16 @@ from services.common.errors import (
     Unimplemented,
 )
 from services.common.methods import EDGE_METHODS, GATEWAY, HEALTH_METHODS, PublicMethod
+from services.common.rpc.problem import PROBLEM_HEADER, PROBLEM_WANTED_HEADER
 from services.common.rpc.status import status_proto
+from services.gateway.envoy.access_log import access_log
 from services.gateway.envoy.balancing import (
     COLLECTION_CHARACTERS,
     COLLECTION_HEADER,
     hash_policy,
     retry_policy,
 )
-from services.gateway.envoy.headers import unlisted_pattern
+from services.gateway.envoy.headers import CLIENT_HEADERS, unlisted_pattern
 from services.gateway.envoy.plan import (
     CONNECTION_WINDOW_BYTES,
     POLICY_CLUSTER,
@@ -42,7 +45,7 @@ from services.gateway.envoy.refusals import (
 )
 from services.gateway.ext_authz import ACCOUNT_HEADER, ADDRESS_HEADER
 
-_FILTERS = TYPE + "extensions.filters.http."
+FILTERS = TYPE + "extensions.filters.http."
 _EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
 _CLIENT_ADDRESS = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 _IDLE_S = 60.0
@@ -117,8 +120,11 @@ def _connection_manager(plan: EdgePlan) -> Json:
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         "use_remote_address": True,
         "skip_xff_append": True,
+        # The id is never the client's, and every answer has it.
         "generate_request_id": True,
-        "early_header_mutation_extensions": [_header_allow_list()],
+        "always_set_request_id_in_response": True,
+        "access_log": [access_log(plan)],
+        "early_header_mutation_extensions": [header_allow_list(CLIENT_HEADERS)],
         "local_reply_config": _local_replies(plan),
         "http_filters": [
             {"name": _LIMIT_FILTER, "typed_config": _local_limit()},
@@ -126,7 +132,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
             {"name": _BUFFER_FILTER, "typed_config": _buffer(plan)},
             {
                 "name": "router",
-                "typed_config": {"@type": _FILTERS + "router.v3.Router", "suppress_envoy_headers": True},
+                "typed_config": {"@type": FILTERS + "router.v3.Router", "suppress_envoy_headers": True},
             },
         ],
         "route_config": {
@@ -155,7 +161,8 @@ def _connection_manager(plan: EdgePlan) -> Json:
     }
 
 
-def _header_allow_list() -> Json:
+def header_allow_list(names: Iterable[str]) -> Json:
+    """What removes every other header of a client before any filter sees it."""
     hint = f"%REQ({COLLECTION_HEADER}):{COLLECTION_CHARACTERS}%"
     return {
         "name": "header-allow-list",
@@ -165,7 +172,7 @@ def _header_allow_list() -> Json:
                 # Of all that was sent, so before anything is taken away.
                 {"append": _header(SIZE_HEADER, "%REQUEST_HEADERS_BYTES%", "OVERWRITE_IF_EXISTS_OR_ADD")},
                 {"append": _header(COLLECTION_HEADER, hint, "OVERWRITE_IF_EXISTS")},
-                {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": unlisted_pattern()}}}},
+                {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": unlisted_pattern(names)}}}},
                 {"append": _header(ADDRESS_HEADER, _CLIENT_ADDRESS, "OVERWRITE_IF_EXISTS_OR_ADD")},
             ],
         },
@@ -174,18 +181,18 @@ def _header_allow_list() -> Json:
 
 def _ext_authz(plan: EdgePlan) -> Json:
     return {
-        "@type": _FILTERS + "ext_authz.v3.ExtAuthz",
+        "@type": FILTERS + "ext_authz.v3.ExtAuthz",
         "transport_api_version": "V3",
         "failure_mode_allow": False,
         "status_on_error": {"code": "ServiceUnavailable"},
         "charge_cluster_response_stats": False,
-        "allowed_headers": _exact("authorization", ADDRESS_HEADER, "x-request-id"),
+        "allowed_headers": _exact("authorization", ADDRESS_HEADER, "x-request-id", PROBLEM_WANTED_HEADER),
         "http_service": {
             "server_uri": {"uri": "http://policy", "cluster": POLICY_CLUSTER, "timeout": "1s"},
             "authorization_response": {
                 "allowed_upstream_headers": _exact(HEADER, ACCOUNT_HEADER),
                 "allowed_client_headers": _exact(
-                    "grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after"
+                    "grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after", PROBLEM_HEADER
                 ),
             },
         },
@@ -194,19 +201,21 @@ def _ext_authz(plan: EdgePlan) -> Json:
 
 def _buffer(plan: EdgePlan) -> Json:
     return {
-        "@type": _FILTERS + "buffer.v3.Buffer",
+        "@type": FILTERS + "buffer.v3.Buffer",
         "max_request_bytes": plan.message_bytes_max + _MESSAGE_PREFIX_BYTES,
     }
 
 
 def _local_limit() -> Json:
     # Off but where a route turns it on: health, the one method that no token bounds.
-    return {"@type": _FILTERS + "local_ratelimit.v3.LocalRateLimit", "stat_prefix": "health"}
+    return {"@type": FILTERS + "local_ratelimit.v3.LocalRateLimit", "stat_prefix": "health"}
 
 
 def _route(plan: EdgePlan, method: PublicMethod) -> Json:
     streams = method.path in plan.client_streams
     return {
+        # What the access log calls it: a name of ours, never what a client sent.
+        "name": method.path,
         "match": _exact_match(method.path),
         "route": {
             "cluster": method.owner,
@@ -223,6 +232,7 @@ def _route(plan: EdgePlan, method: PublicMethod) -> Json:
 def _health_route(path: str) -> Json:
     whole = {"numerator": 100, "denominator": "HUNDRED"}
     return {
+        "name": path,
         "match": _exact_match(path),
         "route": {"cluster": GATEWAY, **_timeouts(_HEALTH_TIMEOUT_S)},
         "typed_per_filter_config": {
@@ -245,6 +255,7 @@ def _health_route(path: str) -> Json:
 def _unlisted_route() -> Json:
     message = "no such method"
     return {
+        "name": "unlisted",
         "match": {"prefix": "/"},
         # For gRPC, Envoy makes status 12 of 404.
         "direct_response": {"status": 404, "body": {"inline_string": message}},
@@ -280,11 +291,11 @@ def _timeouts(seconds: float) -> Json:
 
 
 def _no_policy() -> Json:
-    return {"@type": _FILTERS + "ext_authz.v3.ExtAuthzPerRoute", "disabled": True}
+    return {"@type": FILTERS + "ext_authz.v3.ExtAuthzPerRoute", "disabled": True}
 
 
 def _no_buffer() -> Json:
-    return {"@type": _FILTERS + "buffer.v3.BufferPerRoute", "disabled": True}
+    return {"@type": FILTERS + "buffer.v3.BufferPerRoute", "disabled": True}
 
 
 def _exact(*names: str) -> Json:

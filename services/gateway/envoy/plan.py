@@ -35,11 +35,24 @@ class EdgePlan:
     server_streams: frozenset[str] = frozenset()
     # Calls that do not stream which one replica of a service may have under way.
     calls_in_flight_max: int = 512
+    # The second door's address; None: there is none.
+    http_listen: str | None = None
+    # Whose pages may call it from a browser: exact origins.
+    cors_origins: tuple[str, ...] = ()
+    # The public files, as a FileDescriptorSet, by which JSON is read and written.
+    descriptors: bytes = b""
+    # Whether the access log has the addresses of clients.
+    log_addresses: bool = True
 
     @property
     def policy_socket(self) -> Path:
         """Where the authorization server listens."""
         return self.run_dir / "policy.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where Envoy itself takes orders, from this user alone."""
+        return self.run_dir / "admin.sock"
 
 
 def sds_config(plan: EdgePlan, name: str) -> Json:

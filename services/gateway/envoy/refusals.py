@@ -38,6 +38,7 @@ def refusal_routes() -> list[Json]:
 
 def _refusal(status: int, *headers: Json) -> Json:
     return {
+        "name": "refused",
         "match": {"prefix": "/", "headers": list(headers)},
         "direct_response": {"status": status},
         "typed_per_filter_config": {

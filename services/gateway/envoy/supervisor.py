@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from services.gateway.envoy.admin import AdminUnreachable, EnvoyAdmin
 from services.gateway.envoy.config import bootstrap, secrets
 from services.gateway.envoy.plan import EdgePlan
 from services.gateway.files import private_folder, write_private
@@ -22,6 +23,7 @@ from services.gateway.files import private_folder, write_private
 _log = structlog.get_logger("envoy")
 _VALIDATE_S = 30.0
 _STOP_S = 5.0
+_DRAIN_POLL_S = 0.1
 _FIRST_DELAY_S, _LAST_DELAY_S = 0.1, 5.0
 # A run of this length was a success, after which the next death is treated as a first one.
 _STEADY_S = 10.0
@@ -57,6 +59,7 @@ class EnvoySupervisor:
         self._plan = plan
         self._workers = workers
         self._binary = binary
+        self._admin = EnvoyAdmin(plan.admin_socket)
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -90,6 +93,22 @@ class EnvoySupervisor:
     def start(self) -> None:
         """Starts Envoy, and again whenever it dies."""
         self._task = asyncio.create_task(self._keep_alive())
+
+    async def drain(self, within_s: float, hurry: asyncio.Event) -> None:
+        """Takes no new connection and waits for the calls in flight: so long, or until the event is set."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + within_s
+        try:
+            await asyncio.to_thread(self._admin.stop_listening)
+            while not hurry.is_set() and loop.time() < end_s:
+                if not await asyncio.to_thread(self._admin.active_calls):
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hurry.wait(), _DRAIN_POLL_S)
+        except AdminUnreachable:
+            _log.warning("envoy could not be drained")
+            return
+        _log.warning("calls in flight are cut")
 
     async def stop(self) -> None:
         """Ends Envoy and waits for it."""
@@ -141,4 +160,5 @@ class EnvoySupervisor:
         return (
             "-c", str(self._config), "--disable-hot-restart",
             "--concurrency", str(self._workers), "--log-level", "error",
+            "--file-flush-interval-msec", "1000",
         )  # fmt: skip
