@@ -76,6 +76,11 @@ class TokenBucket:
         """Takes what `wait_s` found to be there."""
         self._level = max(0.0, self._level - cost)
 
+    def lower(self, level: float, now_s: float) -> None:
+        """At most this much is in it now."""
+        self._refill(now_s)
+        self._level = min(self._level, level)
+
     async def ask(self, cost: float) -> None:
         """Nothing: `wait_s` always tells."""
 

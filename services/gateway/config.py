@@ -6,13 +6,16 @@ Everything is validated before anything listens. Secrets are paths of files.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from services.common.settings import ServiceSettings
 
 _ADDRESS = r"^[^\s,]+:\d{1,5}$"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # One service's replicas, separated by commas; or a name that stands for all of them.
 _ADDRESSES = r"^[^\s,]+:\d{1,5}(,[^\s,]+:\d{1,5})*$"
 _ORIGIN = r"https?://[a-z0-9.-]+(?::\d{1,5})?"
@@ -53,6 +56,18 @@ class GatewaySettings(ServiceSettings):
     # Calls per client address before anything else is looked at, and how many may come at once.
     address_calls_per_second: float = Field(default=2000.0, gt=0, le=1_000_000)
     address_burst: int = Field(default=4000, ge=1, le=1_000_000)
+    # Lets a network carry the limits in clear. Whoever is on it can then lift them.
+    shared_limits_insecure: bool = False
+    # Where several policy processes share the limits: valkeys://user@host:6379/0, or valkey:// on loopback.
+    # None: this process is the only one, and keeps them in memory.
+    shared_limits_url: str | None = None
+    shared_limits_password_file: Path | None = None
+    # Whom to trust there, and with which certificate to come, if it asks for one.
+    shared_limits_ca_file: Path | None = None
+    shared_limits_cert_file: Path | None = None
+    shared_limits_key_file: Path | None = None
+    # By how many the limits are divided while that store is lost, if fewer were last seen.
+    policies_min: int = Field(default=1, ge=1, le=1000)
     # Failed authentications per client address, and how many may come at once.
     failures_per_second: float = Field(default=5.0, gt=0, le=10_000)
     failure_burst: int = Field(default=50, ge=1, le=10_000)
@@ -69,6 +84,23 @@ class GatewaySettings(ServiceSettings):
     edge_message_bytes_max: int = Field(default=4 << 20, ge=1 << 16, le=64 << 20)
     # Worker threads of Envoy; 0: one per core.
     envoy_concurrency: int = Field(default=0, ge=0, le=256)
+
+    @field_validator("shared_limits_url")
+    @classmethod
+    def _check_shared_limits(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None:
+            return None
+        address = urlsplit(url)
+        if address.scheme not in ("valkey", "valkeys") or not address.hostname or address.password:
+            raise ValueError("must be valkeys://[user@]host[:port][/database]")
+        if not re.fullmatch(r"(?:/[0-9]{0,4})?", address.path) or address.query or address.fragment:
+            raise ValueError("must end with the number of a database")
+        trusted = address.scheme == "valkeys" or info.data.get("shared_limits_insecure")
+        if not trusted and address.hostname not in _LOOPBACK:
+            raise ValueError("must be valkeys:// where it leaves this machine")
+        if address.port == 0:
+            raise ValueError("must name a port")
+        return url
 
     @property
     def cors_origins(self) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ from services.gateway.files import private_folder
 from services.gateway.health import HealthPoller
 from services.gateway.issuer import TokenIssuer
 from services.gateway.operator import ensure_operator_token, replace_operator_token
+from services.gateway.portions.selection import shared_buckets
 from services.gateway.positions import page_key
 from services.gateway.profiles import Profiles
 from services.gateway.reflection import (
@@ -130,9 +131,11 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     defaults = Defaults(
         Limits(settings.calls_per_second, settings.burst), settings.calls_in_flight, settings.token_share
     )
-    sessions = Sessions(
-        store, profiles, mint, clock, defaults, BucketTable(clock), BucketTable(clock), meters
-    )
+    shared = shared_buckets(settings, clock)
+    if shared is not None:
+        await shared.beat()
+    account_buckets, token_buckets = shared or BucketTable(clock), shared or BucketTable(clock)
+    sessions = Sessions(store, profiles, mint, clock, defaults, account_buckets, token_buckets, meters)
     pages = page_key(pepper)
     accounts = Accounts(store, keyvault, profiles, sessions, mint, pepper, pages, clock, os.urandom)
     issuer = TokenIssuer(store, keyvault, profiles, sessions, pepper, pages, clock, os.urandom)
@@ -176,6 +179,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
         for work in (
             keyvault.watch(on_key_event),
             feed.follow(),
+            *([shared.run()] if shared else []),
             _every(_SWEEP_EVERY_S, accounts.finish_interrupted),
             _every(_USAGE_EVERY_S, lambda: _write_usage(store, usage)),
             _every(FLUSH_EVERY_S, meters.flush),
@@ -204,6 +208,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
         await asyncio.gather(*background, return_exceptions=True)
         await _write_usage(store, usage)
         await meters.flush()
+        if shared is not None:
+            await shared.close()
         for channel in channels.values():
             await channel.close()
         store.close()

@@ -1,0 +1,1 @@
+"""Token buckets that several policy processes share, kept in Valkey (or Redis)."""
