@@ -101,21 +101,23 @@ def test_many_connections_and_tokens_get_no_more_than_the_limit(
     deadline = time.monotonic() + seconds
     started = time.monotonic()
 
-    def hammer(number: int) -> tuple[int, float]:
-        admitted = 0
+    def hammer(number: int) -> tuple[int, int, float]:
+        admitted = calls = 0
         with edge.channel() as channel:
             while time.monotonic() < deadline:
                 answer = call(channel, QUERY, texts[number % tokens])
+                calls += 1
                 admitted += answer.code is grpc.StatusCode.OK
                 assert answer.code in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        return admitted, time.monotonic()
+        return admitted, calls, time.monotonic()
 
     with ThreadPoolExecutor(connections) as pool:
         results = list(pool.map(hammer, range(connections)))
-    admitted = sum(count for count, _ in results)
-    allowed = burst + rate * (max(ended for _, ended in results) - started)
+    admitted, calls = (sum(int(result[place]) for result in results) for place in (0, 1))
+    allowed = burst + rate * (max(ended for _, _, ended in results) - started)
     assert admitted <= allowed * 1.01 + 1
-    assert admitted >= (burst + rate * seconds) * 0.98 - 1
+    # A machine that is busy with other things may not even make as many calls.
+    assert admitted >= min(calls, (burst + rate * seconds) * 0.98 - 1)
 
 
 def test_new_limits_hold_for_the_very_next_call(edge: Edge) -> None:
