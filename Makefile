@@ -123,7 +123,7 @@ bench-ingest: setup ## Measure what taking documents in costs against embedding 
 	$(BIN)/python -m benchmarks.ingest
 
 .PHONY: bench-keys
-bench-keys: setup ## Measure data-key releases at each KMS, and sealing against bare Cobblestone and AES-GCM
+bench-keys: setup ## Measure data-key releases at each KMS, rotation, sealing against Cobblestone and AES-GCM, the off switch
 	./scripts/install-test-packages.sh
 	$(BIN)/python -m benchmarks.keys
 
