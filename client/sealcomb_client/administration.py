@@ -100,9 +100,13 @@ class Keys:
         """Describes the key."""
         return self._transport.unary(self._stub.GetKey, keys_pb.GetKeyRequest(), timeout_s=timeout_s).key
 
-    def rotate(self, *, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
-        """Makes a new version and re-wraps every data key."""
-        request = keys_pb.RotateKeyRequest()
+    def rotate(self, *, new_data_keys: bool = False, timeout_s: float = _TIMEOUT_S) -> keys_pb.Key:
+        """Makes a new version and re-wraps every data key.
+
+        With `new_data_keys` collections and documents get new ones; `collections.reseal` and
+        `documents.reseal` then seal what is there under them.
+        """
+        request = keys_pb.RotateKeyRequest(new_data_keys=new_data_keys)
         return self._transport.unary(self._stub.RotateKey, request, timeout_s=timeout_s, safe=False).key
 
     def bind(

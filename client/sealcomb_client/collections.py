@@ -15,6 +15,7 @@ _METRICS = {
     "dot": collections_pb.METRIC_DOT,
     "l2": collections_pb.METRIC_L2,
 }
+_RESEAL_TIMEOUT_S = 120.0
 
 
 class Collections:
@@ -92,6 +93,13 @@ class Collections:
         """What a collection holds and takes."""
         request = collections_pb.GetCollectionStatsRequest(collection=name)
         return self._transport.unary(self._stub.GetCollectionStats, request, timeout_s=timeout_s)
+
+    def reseal(
+        self, name: str, *, timeout_s: float = _RESEAL_TIMEOUT_S
+    ) -> collections_pb.ResealCollectionResponse:
+        """Seals a collection under its newest data key (scope keys)."""
+        request = collections_pb.ResealCollectionRequest(collection=name)
+        return self._transport.unary(self._stub.ResealCollection, request, timeout_s=timeout_s)
 
     def delete(self, name: str, *, timeout_s: float = _TIMEOUT_S) -> str:
         """Destroys a collection's keys and data, and gives the signed receipt."""

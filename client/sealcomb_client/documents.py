@@ -53,6 +53,18 @@ class Documents:
         )
         return response.document
 
+    def reseal(
+        self, collection: str, *, timeout_s: float = _TIMEOUT_S
+    ) -> Iterator[documents_pb.ResealDocumentsResponse]:
+        """Seals a collection's originals under its newest data key, page by page (scope keys)."""
+        request = documents_pb.ResealDocumentsRequest(collection=collection)
+        while True:
+            page = self._transport.unary(self._stub.ResealDocuments, request, timeout_s=timeout_s)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def get(self, collection: str, id: str, *, timeout_s: float = _TIMEOUT_S) -> documents_pb.Document:  # noqa: A002
         """Describes one document."""
         request = documents_pb.GetDocumentRequest(collection=collection, id=id)

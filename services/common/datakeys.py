@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,23 @@ class KeySource(Protocol):
 
     async def get_data_key(self, resource: str, purpose: str, key_id: str) -> DataKey:
         """The key of the current account's resource; without `key_id` the current one, made if need be."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgedKeys:
+    """Data keys that were replaced and are still there, and from when on unused ones go (0: none waits)."""
+
+    left: int
+    destroyable_s: float
+
+
+class AgedKeyPeer(Protocol):
+    """Who destroys aged data keys that nothing is sealed under: keyvault, or its twin in tests."""
+
+    async def report_data_keys(
+        self, resource: str, purpose: str, in_use: Iterable[str], looked_s: float
+    ) -> AgedKeys:
+        """Says which keys of a resource a look at all that is sealed found, which began at `looked_s`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,8 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
             "DeleteCollection": Scope.WRITE,
         },
     ),
+    # A snapshot is written within the call.
+    **_methods("CollectionService", VECTORSTORE, _TO_VECTORS, {"ResealCollection": Scope.KEYS}, 120.0),
     **_methods(
         "VectorService",
         VECTORSTORE,
@@ -200,6 +202,7 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
             "DownloadDocument": Scope.READ,
             "ListDocuments": Scope.READ,
             "DeleteDocument": Scope.WRITE,
+            "ResealDocuments": Scope.KEYS,
         },
         600.0,
     ),

@@ -163,7 +163,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
         if event is KeyEvent.RECONNECTED:
             profiles.drop_all()
             sessions.drop_all()
-        elif event is not KeyEvent.RESOURCE_DESTROYED:
+        elif event not in (KeyEvent.RESOURCE_DESTROYED, KeyEvent.NEW_DATA_KEYS):
             profiles.drop_account(account)
             sessions.drop_account(account)
 

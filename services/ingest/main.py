@@ -51,6 +51,7 @@ from services.ingest.originals import Originals
 from services.ingest.peers import VectorstoreClient
 from services.ingest.pipeline import Pipeline
 from services.ingest.rerank import Reranker, open_scorer
+from services.ingest.resealing import Resealer
 from services.ingest.search import EmbedderIdentity, Search
 from services.ingest.servicers.documents import DocumentServicer
 from services.ingest.servicers.events import KeyEvents
@@ -140,13 +141,15 @@ async def serve(
         streams = OpenStreams(clock, EdgeClient(edge_channel).ended_tokens if edge_channel else None)
         guard.watch_streams(streams)
         server = InnerServer(settings.listen, settings.tls, guard, received_bytes_max=_RECEIVED_BYTES_MAX)
+        resealer = Resealer(vectorstore, originals, keys, store, keyvault, clock)
+        pages = Pages(keys)
         document_service_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentServicer(uploads, Documents(vectorstore, originals)), server.grpc_server
+            DocumentServicer(uploads, Documents(vectorstore, originals), resealer, pages), server.grpc_server
         )
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(
             SearchServicer(search), server.grpc_server
         )
-        register_sourcing(server, sourcing, Pages(keys))
+        register_sourcing(server, sourcing, pages)
         on_key_event = KeyEvents(keys, originals, search, sourcing)
         watch = asyncio.create_task(keyvault.watch(on_key_event, removes=True))
         looking = asyncio.create_task(streams.run())

@@ -64,6 +64,7 @@ class Originals:
         self._store = store
         self._clock = clock
         self._swept: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._resealing = asyncio.Semaphore(1)
         self._drops: dict[str, int] = {}
         self._drops_of_all = 0
 
@@ -173,6 +174,45 @@ class Originals:
         else:
             self._drops.clear()
             self._drops_of_all += 1
+
+    async def object_keys(self, account: str, collection_id: str) -> list[str]:
+        """The keys of a collection's objects, in order."""
+        return await asyncio.to_thread(self._objects.list, f"{account}/{collection_id}/")
+
+    async def sealing_key(self, object_key: str) -> str:
+        """The data key that an object names; empty for one that is gone."""
+        head = await self._head(self._objects.stream(object_key))
+        return key_id_of(head) if head else ""
+
+    async def reseal(self, account: str, collection_id: str, object_key: str, key: DataKey) -> None:
+        """Seals an original anew under a key, once it was read to its end and proved whole.
+
+        One that is gone meanwhile is left alone.
+        """
+        document_id = object_key.rpartition("/")[2]
+        identity = Identity(account, collection_id, _KIND, document_id)
+        # One at a time: an original is in memory while it is sealed anew.
+        async with self._resealing:
+            sealed = self._objects.stream(object_key)
+            head = await self._head(sealed)
+            if not head:
+                return
+            opener = Opener(await self._key_of(collection_id, head), identity)
+            parts = []
+            while head:
+                parts.append(await asyncio.to_thread(opener.update, head))
+                head = await asyncio.to_thread(next, sealed, b"")
+            parts.append(opener.finalize())
+            await asyncio.to_thread(self._objects.put, object_key, _sealed(key, identity, parts))
+
+    async def _head(self, sealed: Iterator[bytes]) -> bytes:
+        try:
+            head = await asyncio.to_thread(next, sealed, b"")
+        except NotFound:
+            return b""
+        if len(head) < HEADER_BYTES:
+            raise OpenFailed
+        return head
 
     async def sweep(self, account: str, collection_id: str, exists: Callable[[str], Awaitable[bool]]) -> int:
         """Settles what an interruption left in a collection; how many originals were removed.

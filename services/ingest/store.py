@@ -15,7 +15,8 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 
 from services.common.database import migrate, open_engine
 from services.common.errors import ResourceExhausted, Unavailable
-from services.ingest.schema import REMOVALS, UNSETTLED
+from services.common.sealing import HEADER_BYTES, key_id_of
+from services.ingest.schema import INGESTIONS, ITEMS, REMOVALS, UNSETTLED
 
 _SWEEP_ROWS_MAX = 100
 
@@ -97,6 +98,23 @@ class Store:
         )
         with self.database.reading() as connection:
             return [Unsettled(**row) for row in connection.execute(query).mappings()]
+
+    def sealing_keys(self, account: str, collection_id: str) -> set[str]:
+        """The data keys that the ingestions of a collection name in what they sealed."""
+        mine = sa.and_(INGESTIONS.c.account == account, INGESTIONS.c.collection_id == collection_id)
+        of_mine = sa.select(INGESTIONS.c.id).where(mine)
+        sealed = [
+            (INGESTIONS.c.payload, mine),
+            (INGESTIONS.c.cursor, mine),
+            (ITEMS.c.sealed, ITEMS.c.ingestion_id.in_(of_mine)),
+            (ITEMS.c.fetched, ITEMS.c.ingestion_id.in_(of_mine)),
+        ]
+        with self.database.reading() as connection:
+            named = set(connection.execute(sa.select(INGESTIONS.c.tag_key_id).where(mine)).scalars())
+            for column, whose in sealed:
+                query = sa.select(sa.func.substr(column, 1, HEADER_BYTES)).where(whose, column.is_not(None))
+                named |= {key_id_of(bytes(head)) for head in connection.execute(query.distinct()).scalars()}
+        return named
 
     def add_removal(self, prefix: str) -> None:
         """Remembers, durably, that the objects below a prefix are to go."""

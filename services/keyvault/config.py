@@ -27,6 +27,8 @@ class KeyvaultSettings(ServiceSettings):
     # What one account may ask of a KMS, so that it does not use up the quota of all.
     kms_calls_per_second: float = Field(default=50.0, gt=0)
 
+    # How long what took a data key before it was replaced may still seal with it: longer than any upload.
+    aged_key_s: float = Field(default=3600.0, gt=0)
     # How many data keys one service may ask for in a second, over all accounts; four seconds' worth at once.
     releases_per_second: float = Field(default=500.0, gt=0)
 

@@ -29,6 +29,7 @@ class KeyChange(enum.Enum):
     RESUMED = "resumed"
     RESOURCE_DESTROYED = "resource destroyed"
     ACCOUNT_DESTROYED = "account destroyed"
+    NEW_DATA_KEYS = "new data keys"
 
 
 @dataclass(frozen=True, slots=True)

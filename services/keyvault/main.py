@@ -49,6 +49,7 @@ from services.keyvault.reconciliation import Reconciliation
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.release_servicer import KeyReleaseServicer
 from services.keyvault.releases import Releases
+from services.keyvault.resealing import Resealing
 from services.keyvault.retirement import Retirements
 from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
@@ -89,14 +90,16 @@ async def serve(settings: KeyvaultSettings, *, accept_older: bool = False) -> No
         checkpoints = Checkpoints(store, chain, statements, clock)
         deletions = Deletions(store, vault, events, clock, completion)
         moves = Moves(store, kms, clock)
+        resealing = Resealing(store, events, clock, completion, settings.aged_key_s)
 
         guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
         keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
-            KeyReleaseServicer(vault, gate, releases, permits, events, receipts), server.grpc_server
+            KeyReleaseServicer(vault, gate, releases, permits, events, receipts, resealing),
+            server.grpc_server,
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-            KeyServicer(vault, moves, deletions, receipts), server.grpc_server
+            KeyServicer(vault, moves, deletions, receipts, resealing), server.grpc_server
         )
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(chain, checkpoints), server.grpc_server

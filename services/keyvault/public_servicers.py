@@ -22,6 +22,7 @@ from services.keyvault.moves import Moves
 from services.keyvault.receipts import Receipts
 from services.keyvault.records import AccountRecord, KeyState
 from services.keyvault.release_servicer import asker_of
+from services.keyvault.resealing import Resealing
 from services.keyvault.vault import Vault
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,11 +37,14 @@ _STATES = {
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """The account's own KMS key."""
 
-    def __init__(self, vault: Vault, moves: Moves, deletions: Deletions, receipts: Receipts) -> None:
+    def __init__(
+        self, vault: Vault, moves: Moves, deletions: Deletions, receipts: Receipts, resealing: Resealing
+    ) -> None:
         self._vault = vault
         self._moves = moves
         self._deletions = deletions
         self._receipts = receipts
+        self._resealing = resealing
 
     async def GetKey(
         self, request: key_service_pb2.GetKeyRequest, context: _Context
@@ -53,6 +57,8 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         self, request: key_service_pb2.RotateKeyRequest, context: _Context
     ) -> key_service_pb2.RotateKeyResponse:
         """Makes a new version."""
+        if request.new_data_keys:
+            await self._resealing.new_data_keys(asker_of(context))
         account = await self._moves.rotate(asker_of(context))
         return key_service_pb2.RotateKeyResponse(key=await self._described(account))
 
@@ -100,6 +106,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
 
     async def _described(self, account: AccountRecord) -> key_service_pb2.Key:
         key = self._key(account)
+        key.aged_data_keys = await self._resealing.count_aged(account.id)
         due_us = await self._deletions.due_us(account.id)
         if due_us:
             key.deletion_time.CopyFrom(_timestamp(due_us))

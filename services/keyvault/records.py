@@ -61,6 +61,8 @@ class DataKeyRecord:
     wrapping: Wrapping
     version: int
     wrapped: bytes
+    # How often it was released to be sealed with.
+    releases: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,14 @@ class MoveProgress:
     start_us: int
     rewrapped: int
     data_keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgedKey:
+    """A data key that another took the place of, and when."""
+
+    key_id: str
+    aged_us: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from services.keyvault.permits import Permits
 from services.keyvault.receipts import Receipts
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
+from services.keyvault.resealing import Resealing
 from services.keyvault.vault import Vault
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,6 +30,7 @@ _EVENTS = {
     KeyChange.RESUMED: pb.KEY_EVENT_RESUMED,
     KeyChange.RESOURCE_DESTROYED: pb.KEY_EVENT_RESOURCE_DESTROYED,
     KeyChange.ACCOUNT_DESTROYED: pb.KEY_EVENT_ACCOUNT_DESTROYED,
+    KeyChange.NEW_DATA_KEYS: pb.KEY_EVENT_NEW_DATA_KEYS,
 }
 
 
@@ -43,6 +45,7 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
         permits: Permits,
         events: KeyEvents,
         receipts: Receipts,
+        resealing: Resealing,
     ) -> None:
         self._vault = vault
         self._gate = gate
@@ -50,6 +53,7 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
         self._permits = permits
         self._events = events
         self._receipts = receipts
+        self._resealing = resealing
 
     async def GetDataKey(self, request: pb.GetDataKeyRequest, context: _Context) -> pb.GetDataKeyResponse:
         """Releases a data key."""
@@ -110,6 +114,15 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
         """Records an administrative act."""
         await self._vault.record(asker_of(context), request.action, request.resource)
         return pb.RecordEventResponse()
+
+    async def ReportDataKeys(
+        self, request: pb.ReportDataKeysRequest, context: _Context
+    ) -> pb.ReportDataKeysResponse:
+        """Destroys replaced data keys that their service no longer needs."""
+        aged = await self._resealing.report(
+            asker_of(context), request.resource, request.purpose, request.key_ids_in_use, request.looked_us
+        )
+        return pb.ReportDataKeysResponse(aged_data_keys=aged.left, destroyable_us=aged.destroyable_us)
 
     async def ListDestroyed(
         self, request: pb.ListDestroyedRequest, context: _Context

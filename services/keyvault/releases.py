@@ -35,6 +35,8 @@ from services.keyvault.transaction import Transaction
 
 _TRIES = 5
 _DATA_KEYS_MAX = 100_000
+# After so many releases a data key has another take its place (docs/sealed-format.md has the sum).
+RELEASES_MAX = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Releases:
         clock: Clock,
         completion: Completion,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        releases_max: int = RELEASES_MAX,
     ) -> None:
         self._store = store
         self._kms = kms
@@ -79,6 +82,7 @@ class Releases:
         self._clock = clock
         self._completion = completion
         self._random_bytes = random_bytes
+        self._releases_max = releases_max
         self._refusals = RecordedRefusals()
 
     async def release(self, asker: Asker, resource: str, purpose: str, key_id: str = "") -> DataKey:
@@ -125,7 +129,7 @@ class Releases:
         if refusal is not None or found.key is None:
             return _Candidate(refusal=refusal), b""
         try:
-            if found.record is not None:
+            if found.record is not None and not self._is_worn(wanted, found.record):
                 secret = await self._kms.unwrap(found.key, found.record.wrapping, found.record.wrapped)
                 return _Candidate(found.record), secret
             if wanted.key_id:
@@ -138,6 +142,10 @@ class Releases:
             return _Candidate(DataKeyRecord(fresh, found.key.version, wrapped), made=True), secret
         except SealcombError as error:
             return _Candidate(refusal=error), b""
+
+    def _is_worn(self, wanted: Wrapping, record: DataKeyRecord) -> bool:
+        # A key that is asked for by its id is to open with, which wears nothing.
+        return not wanted.key_id and record.releases >= self._releases_max
 
     # What follows runs inside a transaction.
 
@@ -159,10 +167,14 @@ class Releases:
         )
         record = candidate.record
         if refusal is None and record is not None and candidate.made:
-            if tx.data_key(wanted) is not None or account.version != record.version:
+            present = tx.data_key(wanted)
+            worn = present is not None and self._is_worn(wanted, present)
+            if (present is not None and not worn) or account.version != record.version:
                 return None
             refusal = _making_refusal(account, wanted, tx)
             if refusal is None:
+                if present is not None:
+                    tx.age_data_key(present.wrapping.key_id, now_us)
                 tx.add_data_key(record, now_us)
         elif refusal is None and (record is None or tx.data_key(record.wrapping) is None):
             refusal = KeyUnknown()
@@ -170,6 +182,8 @@ class Releases:
             kind = _kind(asker, wanted, refusal)
             if self._refusals.holds(kind, self._clock.monotonic_s()):
                 return _Settled(refusal, recorded=False)
+        if refusal is None and record is not None and not wanted.key_id:
+            tx.count_release(record.wrapping.key_id)
         action = "key.create" if candidate.made else "key.release"
         tx.append(account, asker.act(now_us, action, wanted.resource, refusal))
         return _Settled(refusal, recorded=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 METADATA = sa.MetaData()
+# A data key is sealed with while it is current, and opened with for as long as anything is sealed under it.
 CURRENT = "current"
+AGED = "aged"
 
 INSTALLATION = sa.Table(
     "installation",
@@ -48,6 +50,10 @@ DATA_KEYS = sa.Table(
     sa.Column("wrapped", sa.LargeBinary, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("create_us", sa.BigInteger, nullable=False),
+    # As the current one: how often a service took it to seal with.
+    sa.Column("releases", sa.BigInteger, nullable=False, server_default="0"),
+    # When it stopped being current; 0: it is.
+    sa.Column("aged_us", sa.BigInteger, nullable=False, server_default="0"),
     sa.ForeignKeyConstraint(["account", "version"], ["account_keys.account", "account_keys.version"]),
     sa.Index("data_keys_by_resource", "account", "resource"),
     sa.Index("data_keys_by_version", "account", "version"),

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.keyvault import audit
+from services.keyvault.ages import AgeStatements
 from services.keyvault.audit import Act, AuditRecord
 from services.keyvault.destructions import DestructionStatements
 from services.keyvault.movements import MoveStatements
@@ -70,7 +71,7 @@ _MOVE_CHAIN_END = (
 )
 
 
-class Transaction(DestructionStatements, MoveStatements):
+class Transaction(AgeStatements, DestructionStatements, MoveStatements):
     """The statements that the domain needs. Values only: nothing here decides."""
 
     def __init__(self, connection: sa.Connection, *, writes: bool) -> None:
@@ -314,4 +315,4 @@ class Transaction(DestructionStatements, MoveStatements):
 
 def _data_key(row: Any) -> DataKeyRecord:
     wrapping = Wrapping(row.account, row.resource, row.purpose, row.id)
-    return DataKeyRecord(wrapping, row.version, row.wrapped)
+    return DataKeyRecord(wrapping, row.version, row.wrapped, row.releases)

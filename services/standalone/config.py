@@ -61,6 +61,7 @@ class StandaloneSettings(BaseSettings):
     calls_per_second: float | None = None
     burst: int | None = None
     data_key_ttl_s: float | None = None
+    aged_key_s: float | None = None
     log_level: str = "info"
 
     @property
@@ -124,7 +125,8 @@ class Layout:
         return environment
 
     def _keyvault(self) -> dict[str, str]:
-        return {
+        aged_key_s = self.settings.aged_key_s
+        return ({} if aged_key_s is None else {"AGED_KEY_S": str(aged_key_s)}) | {
             "CONTEXT_KEY_FILE": str(self.installation.context_key_file("keyvault")),
             "ROOT_KEY_FILE": str(self.installation.root_key_file),
         }

@@ -81,7 +81,8 @@ async def serve(settings: VectorstoreSettings) -> None:
 def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> None:
     """Puts the vectorstore's services on a server."""
     collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
-        Collections(node.catalog, node.keys, node.residency, node.purge, embedder), server.grpc_server
+        Collections(node.catalog, node.keys, node.residency, node.purge, node.resealer, embedder),
+        server.grpc_server,
     )
     vector_service_pb2_grpc.add_VectorServiceServicer_to_server(
         VectorPoints(node.catalog, node.residency, node.finder), server.grpc_server
@@ -105,6 +106,8 @@ def on_key_event(node: Node) -> OnKeyEvent:
             case KeyEvent.RECONNECTED:
                 # Events may have been missed.
                 await node.lock_all()
+            case KeyEvent.NEW_DATA_KEYS:
+                node.keys.drop_account(account)
             case KeyEvent.ENABLED | KeyEvent.RESUMED:
                 pass
 

@@ -12,13 +12,14 @@ import structlog
 
 from services.common.clock import Clock
 from services.common.database import migrate, open_engine
-from services.common.datakeys import TTL_S, DataKeys, KeySource
+from services.common.datakeys import TTL_S, AgedKeyPeer, DataKeys, KeySource
 from services.common.objects import ObjectStore
 from services.vectorstore.catalog import Catalog, ResourceKeys
 from services.vectorstore.collection import Parts
 from services.vectorstore.log import Committer
 from services.vectorstore.opening import Opener
 from services.vectorstore.quotas import Caps, Usages
+from services.vectorstore.resealing import Resealer
 from services.vectorstore.residency import Residency
 from services.vectorstore.searching import Finder
 from services.vectorstore.store import Store
@@ -29,7 +30,7 @@ _WORKERS = 2
 _T = TypeVar("_T")
 
 
-class KeyPeer(KeySource, ResourceKeys, Protocol):
+class KeyPeer(KeySource, ResourceKeys, AgedKeyPeer, Protocol):
     """Keyvault, or its twin in tests."""
 
 
@@ -79,6 +80,7 @@ class Node:
         self.catalog = Catalog(
             self.store, self.keys, peer, self.workers, clock, limits.collections_per_account_max
         )
+        self.resealer = Resealer(self.store, self.residency, self.keys, peer, self.workers, clock)
 
     async def lock_account(self, account: str) -> None:
         """Forgets what the account's keys opened."""

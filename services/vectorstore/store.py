@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from services.common.errors import AlreadyExists, QuotaViolation, ResourceExhausted, Unavailable
+from services.common.sealing import HEADER_BYTES, key_id_of
 
 metadata = sa.MetaData()
 _Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -233,6 +234,25 @@ class Store:
                 return None
             tail = [(int(record[0]), bytes(record[1])) for record in connection.execute(records)]
             return CollectionRow(*row), _snapshots(connection, id_), tail
+
+    def sealing_keys(self, collection: str) -> set[str]:
+        """The data keys that anything of a collection names: head, log records, snapshots."""
+        header = sa.func.substr
+        with _storage(), self._reader.begin() as connection:
+            heads = [
+                *connection.execute(
+                    sa.select(header(collections.c.head, 1, HEADER_BYTES)).where(
+                        collections.c.id == collection
+                    )
+                ).scalars(),
+                *connection.execute(
+                    sa.select(header(log.c.sealed, 1, HEADER_BYTES))
+                    .where(log.c.collection == collection)
+                    .distinct()
+                ).scalars(),
+            ]
+            named = {row.key_id for row in _snapshots(connection, collection)}
+        return named | {key_id_of(bytes(head)) for head in heads}
 
     def plan_snapshot(self, collection: str, snapshot: SnapshotRow) -> None:
         """Notes an object before it is written, so that a crash leaves none that nobody knows."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 
-from services.common.errors import SealcombError
+from services.common.errors import SealcombError, Unavailable
 from services.common.objects import ObjectStore
 from services.common.sealing import DataKey
 from services.vectorstore.collection import Collection, Decision
@@ -154,6 +154,17 @@ class Keeper:
     def _erase_now(self) -> None:
         self._erase, self._erase_due = None, self._collection.tail.deletions
         self._consider()
+
+    async def reseal(self, key: DataKey) -> None:
+        """Writes everything anew under a key; what fails is logged, and shows in what is sealed."""
+        while self._job is not None:
+            await asyncio.wait([self._job])
+        if self._stop.is_set():
+            raise Unavailable("the collection was just closed; try again", retry_after_s=0.1)
+        # A snapshot of its own, also where nothing was written since the last one.
+        self._key, self._graph_due = key, True
+        job = self._job = asyncio.create_task(self._run(self.snapshot))
+        await asyncio.wait([job])
 
     async def _graph(self) -> None:
         collection = self._collection

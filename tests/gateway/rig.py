@@ -141,6 +141,9 @@ class Keyvault(kv_stubs.KeyReleaseServiceServicer):
     async def DestroyResource(self, request: Any, context: Any) -> kv.DestroyResourceResponse:
         raise NotImplementedError
 
+    async def ReportDataKeys(self, request: Any, context: Any) -> kv.ReportDataKeysResponse:
+        raise NotImplementedError
+
     async def ListDestroyed(self, request: Any, context: Any) -> kv.ListDestroyedResponse:
         raise NotImplementedError
 

@@ -39,6 +39,7 @@ from services.keyvault.reconciliation import Reconciliation
 from services.keyvault.records import AccountKey, Wrapping
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
+from services.keyvault.resealing import Resealing
 from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
@@ -143,6 +144,7 @@ class Rig:
         )
         self.alarms = Alarms("keyvault", self.clock)
         self.gate = ReleaseGate(self.releases, self.clock, 500.0, self.alarms)
+        self.resealing = Resealing(self.store, self.events, self.clock, self.completion)
         self.moves = Moves(self.store, self.registry, self.clock)
         self.signing_key = Ed25519PrivateKey.generate()
         self.grants = ContextVerifier(

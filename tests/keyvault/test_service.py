@@ -100,11 +100,13 @@ async def service(tmp_path: Path) -> AsyncIterator[_Service]:
     guard = GuardInterceptor("keyvault", rules_for("keyvault"), verifier)
     server = InnerServer("127.0.0.1:0", TlsFiles(installation.tls_dir("keyvault")), guard)
     keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
-        KeyReleaseServicer(rig.vault, rig.gate, rig.releases, rig.permits, rig.events, rig.receipts),
+        KeyReleaseServicer(
+            rig.vault, rig.gate, rig.releases, rig.permits, rig.events, rig.receipts, rig.resealing
+        ),
         server.grpc_server,
     )
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(
-        KeyServicer(rig.vault, rig.moves, rig.deletions, rig.receipts), server.grpc_server
+        KeyServicer(rig.vault, rig.moves, rig.deletions, rig.receipts, rig.resealing), server.grpc_server
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
         AuditServicer(rig.chain, rig.checkpoints), server.grpc_server

@@ -88,7 +88,7 @@ def make_world(account: Account) -> World:
         token,
         connections[0],
         ingestions[0],
-        {"IngestionService/ListFailedItems": "x"},
+        {"IngestionService/ListFailedItems": "x", "DocumentService/ResealDocuments": "x"},
     )
     caller = RawCaller(account.connection)
     for path, sample in SAMPLES.items():
@@ -111,6 +111,9 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
         collection=w.texts
     ),
     "CollectionService/ListCollections": lambda w: collection_service_pb2.ListCollectionsRequest(),
+    "CollectionService/ResealCollection": lambda w: collection_service_pb2.ResealCollectionRequest(
+        collection=w.texts
+    ),
     "CollectionService/DeleteCollection": lambda w: collection_service_pb2.DeleteCollectionRequest(
         collection=w.texts
     ),
@@ -130,6 +133,9 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
         collection=w.texts, id=w.document
     ),
     "DocumentService/ListDocuments": lambda w: document_service_pb2.ListDocumentsRequest(collection=w.texts),
+    "DocumentService/ResealDocuments": lambda w: document_service_pb2.ResealDocumentsRequest(
+        collection=w.texts
+    ),
     "DocumentService/DeleteDocument": lambda w: document_service_pb2.DeleteDocumentRequest(
         collection=w.texts, id=w.document
     ),

@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from services.common import ids
 from services.common.context import CallContext, Caller, acting_as, current_account
+from services.common.datakeys import AgedKeys
 from services.common.errors import KeyDisabled, NotFound
 from services.common.objects import FolderStore
 from services.common.sealing import DataKey
@@ -40,6 +41,7 @@ class FakeKeyvault:
         self.disabled: set[str] = set()
         self.destroyed: set[tuple[str, str]] = set()
         self.releases = 0
+        self.reported: dict[tuple[str, str, str], set[str]] = {}
         self._current: dict[tuple[str, str, str], DataKey] = {}
         self._by_id: dict[tuple[str, str, str, str], DataKey] = {}
 
@@ -66,6 +68,18 @@ class FakeKeyvault:
         key = DataKey(ids.new_id(), ids.new_id().encode() + b"secret")
         self._current[(account, resource, purpose)] = key
         self._by_id[(account, resource, purpose, key.id)] = key
+
+    async def report_data_keys(
+        self, resource: str, purpose: str, in_use: Iterable[str], looked_s: float
+    ) -> AgedKeys:
+        """Destroys what is not in use, at once."""
+        slot = (current_account(), resource, purpose)
+        self.reported[slot] = set(in_use)
+        keep = {*in_use, self._current[slot].id}
+        for name in [name for name in self._by_id if name[:3] == slot and name[3] not in keep]:
+            del self._by_id[name]
+        left = sum(name[:3] == slot for name in self._by_id) - 1
+        return AgedKeys(left, 0.0)
 
     async def destroy_collection(self, resource: str) -> str:
         """See ResourceKeys."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sealcomb.v1.collection_service_pb2 import ResealCollectionResponse
+from sealcomb.v1.document_service_pb2 import ResealDocumentsResponse
 from sealcomb.v1.key_service_pb2 import AwsKey, InstallationKey, Pkcs11Key, TransitKey
 from sealcomb_client.cli.options import RECEIPT, Duration, Quota, keep_receipt
 from sealcomb_client.cli.session import Session, command
@@ -91,9 +94,34 @@ def get_key(session: Session) -> None:
 
 
 @command(keys, "rotate")
-def rotate_key(session: Session) -> None:
+@click.option("--new-data-keys", is_flag=True, help="New data keys as well; see `sealcomb keys reseal`.")
+def rotate_key(session: Session, new_data_keys: bool) -> None:
     """Make a new version and re-wrap every data key with it."""
-    session.output.value(session.client.keys.rotate())
+    session.output.value(session.client.keys.rotate(new_data_keys=new_data_keys))
+
+
+@command(keys, "reseal")
+def reseal(session: Session) -> None:
+    """Seal all collections and documents under their newest data keys; old keys that nothing needs go."""
+    client = session.client
+    waits_until_s = 0
+    for collection in client.collections.list():
+        answers: list[ResealCollectionResponse | ResealDocumentsResponse] = [
+            client.collections.reseal(collection.name)
+        ]
+        if collection.embedder:
+            resealed = 0
+            for page in client.documents.reseal(collection.name):
+                resealed += page.resealed
+                session.output.say(f"{collection.name}: {resealed} originals sealed anew")
+                answers.append(page)
+        for answer in answers:
+            waits_until_s = max(waits_until_s, answer.destroyable_time.seconds)
+    key = client.keys.get()
+    if key.aged_data_keys and waits_until_s:
+        when = datetime.fromtimestamp(waits_until_s, UTC).isoformat(timespec="seconds")
+        session.output.say(f"repeat this after {when}: what took a key before may still seal with it")
+    session.output.value(key)
 
 
 @command(keys, "bind-aws")

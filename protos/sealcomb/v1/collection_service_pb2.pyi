@@ -479,3 +479,48 @@ class DeleteCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteCollectionResponse: _TypeAlias = DeleteCollectionResponse  # noqa: Y015
+
+@_typing.final
+class ResealCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealCollectionRequest: _TypeAlias = ResealCollectionRequest  # noqa: Y015
+
+@_typing.final
+class ResealCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGED_DATA_KEYS_FIELD_NUMBER: _builtins.int
+    DESTROYABLE_TIME_FIELD_NUMBER: _builtins.int
+    aged_data_keys: _builtins.int
+    """Data keys that were replaced and are still there."""
+    @_builtins.property
+    def destroyable_time(self) -> _timestamp_pb2.Timestamp:
+        """Not before this can those of them go that nothing is sealed under; not set: none waits."""
+
+    def __init__(
+        self,
+        *,
+        aged_data_keys: _builtins.int = ...,
+        destroyable_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destroyable_time", b"destroyable_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aged_data_keys", b"aged_data_keys", "destroyable_time", b"destroyable_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealCollectionResponse: _TypeAlias = ResealCollectionResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class CollectionServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsResponse.FromString,
                 _registered_method=True)
+        self.ResealCollection = channel.unary_unary(
+                '/sealcomb.v1.CollectionService/ResealCollection',
+                request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/sealcomb.v1.CollectionService/DeleteCollection',
                 request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.SerializeToString,
@@ -106,6 +111,14 @@ class CollectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResealCollection(self, request, context):
+        """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
+        sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
         """Destroys the collection's data keys, then its data (scope write).
         """
@@ -140,6 +153,11 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.GetCollectionStats,
                     request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsResponse.SerializeToString,
+            ),
+            'ResealCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResealCollection,
+                    request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionResponse.SerializeToString,
             ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
@@ -283,6 +301,33 @@ class CollectionService:
             '/sealcomb.v1.CollectionService/GetCollectionStats',
             sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsRequest.SerializeToString,
             sealcomb_dot_v1_dot_collection__service__pb2.GetCollectionStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResealCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.CollectionService/ResealCollection',
+            sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionRequest.SerializeToString,
+            sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class CollectionServiceStub:
     """Changes how a collection is searched and which metadata is indexed (scope write)."""
     GetCollectionStats: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.GetCollectionStatsRequest, _collection_service_pb2.GetCollectionStatsResponse]
     """What a collection holds and takes; does not open it (scope read)."""
+    ResealCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.ResealCollectionRequest, _collection_service_pb2.ResealCollectionResponse]
+    """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
+    sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]
     """Destroys the collection's data keys, then its data (scope write)."""
 
@@ -61,6 +65,10 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """Changes how a collection is searched and which metadata is indexed (scope write)."""
     GetCollectionStats: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.GetCollectionStatsRequest, _collection_service_pb2.GetCollectionStatsResponse]  # type: ignore[assignment]
     """What a collection holds and takes; does not open it (scope read)."""
+    ResealCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ResealCollectionRequest, _collection_service_pb2.ResealCollectionResponse]  # type: ignore[assignment]
+    """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
+    sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+    """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Destroys the collection's data keys, then its data (scope write)."""
 
@@ -106,6 +114,16 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.GetCollectionStatsResponse, _abc.Awaitable[_collection_service_pb2.GetCollectionStatsResponse]]:
         """What a collection holds and takes; does not open it (scope read)."""
+
+    @_abc_1.abstractmethod
+    def ResealCollection(
+        self,
+        request: _collection_service_pb2.ResealCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.ResealCollectionResponse, _abc.Awaitable[_collection_service_pb2.ResealCollectionResponse]]:
+        """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
+        sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCollection(

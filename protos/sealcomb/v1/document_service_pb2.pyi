@@ -330,3 +330,63 @@ class DeleteDocumentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteDocumentResponse: _TypeAlias = DeleteDocumentResponse  # noqa: Y015
+
+@_typing.final
+class ResealDocumentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    page_token: _builtins.str
+    """Of the answer before; empty: from the beginning."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealDocumentsRequest: _TypeAlias = ResealDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class ResealDocumentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    RESEALED_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AGED_DATA_KEYS_FIELD_NUMBER: _builtins.int
+    DESTROYABLE_TIME_FIELD_NUMBER: _builtins.int
+    looked_at: _builtins.int
+    """Objects that were looked at, and how many of them were sealed anew."""
+    resealed: _builtins.int
+    next_page_token: _builtins.str
+    """Empty: that was the last page, and the fields below hold."""
+    aged_data_keys: _builtins.int
+    """Data keys that were replaced and are still there."""
+    @_builtins.property
+    def destroyable_time(self) -> _timestamp_pb2.Timestamp:
+        """Not before this can those of them go that nothing is sealed under; not set: none waits."""
+
+    def __init__(
+        self,
+        *,
+        looked_at: _builtins.int = ...,
+        resealed: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+        aged_data_keys: _builtins.int = ...,
+        destroyable_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destroyable_time", b"destroyable_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aged_data_keys", b"aged_data_keys", "destroyable_time", b"destroyable_time", "looked_at", b"looked_at", "next_page_token", b"next_page_token", "resealed", b"resealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealDocumentsResponse: _TypeAlias = ResealDocumentsResponse  # noqa: Y015

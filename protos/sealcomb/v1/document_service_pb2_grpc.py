@@ -55,6 +55,11 @@ class DocumentServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_document__service__pb2.ListDocumentsRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_document__service__pb2.ListDocumentsResponse.FromString,
                 _registered_method=True)
+        self.ResealDocuments = channel.unary_unary(
+                '/sealcomb.v1.DocumentService/ResealDocuments',
+                request_serializer=sealcomb_dot_v1_dot_document__service__pb2.ResealDocumentsRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_document__service__pb2.ResealDocumentsResponse.FromString,
+                _registered_method=True)
         self.DeleteDocument = channel.unary_unary(
                 '/sealcomb.v1.DocumentService/DeleteDocument',
                 request_serializer=sealcomb_dot_v1_dot_document__service__pb2.DeleteDocumentRequest.SerializeToString,
@@ -94,6 +99,14 @@ class DocumentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResealDocuments(self, request, context):
+        """Seals a collection's originals under its newest data key, some at each call, and with the last page has those
+        keys destroyed that nothing is sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteDocument(self, request, context):
         """Deletes a document, its passages and its original (scope write).
         """
@@ -123,6 +136,11 @@ def add_DocumentServiceServicer_to_server(servicer, server):
                     servicer.ListDocuments,
                     request_deserializer=sealcomb_dot_v1_dot_document__service__pb2.ListDocumentsRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_document__service__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'ResealDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResealDocuments,
+                    request_deserializer=sealcomb_dot_v1_dot_document__service__pb2.ResealDocumentsRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_document__service__pb2.ResealDocumentsResponse.SerializeToString,
             ),
             'DeleteDocument': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDocument,
@@ -239,6 +257,33 @@ class DocumentService:
             '/sealcomb.v1.DocumentService/ListDocuments',
             sealcomb_dot_v1_dot_document__service__pb2.ListDocumentsRequest.SerializeToString,
             sealcomb_dot_v1_dot_document__service__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResealDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.v1.DocumentService/ResealDocuments',
+            sealcomb_dot_v1_dot_document__service__pb2.ResealDocumentsRequest.SerializeToString,
+            sealcomb_dot_v1_dot_document__service__pb2.ResealDocumentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

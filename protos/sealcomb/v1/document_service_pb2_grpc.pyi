@@ -41,6 +41,10 @@ class DocumentServiceStub:
     """Streams the original as it was uploaded (scope read)."""
     ListDocuments: _grpc.UnaryUnaryMultiCallable[_document_service_pb2.ListDocumentsRequest, _document_service_pb2.ListDocumentsResponse]
     """Lists documents in order of creation (scope read)."""
+    ResealDocuments: _grpc.UnaryUnaryMultiCallable[_document_service_pb2.ResealDocumentsRequest, _document_service_pb2.ResealDocumentsResponse]
+    """Seals a collection's originals under its newest data key, some at each call, and with the last page has those
+    keys destroyed that nothing is sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+    """
     DeleteDocument: _grpc.UnaryUnaryMultiCallable[_document_service_pb2.DeleteDocumentRequest, _document_service_pb2.DeleteDocumentResponse]
     """Deletes a document, its passages and its original (scope write)."""
 
@@ -57,6 +61,10 @@ class DocumentServiceAsyncStub(DocumentServiceStub):
     """Streams the original as it was uploaded (scope read)."""
     ListDocuments: _aio.UnaryUnaryMultiCallable[_document_service_pb2.ListDocumentsRequest, _document_service_pb2.ListDocumentsResponse]  # type: ignore[assignment]
     """Lists documents in order of creation (scope read)."""
+    ResealDocuments: _aio.UnaryUnaryMultiCallable[_document_service_pb2.ResealDocumentsRequest, _document_service_pb2.ResealDocumentsResponse]  # type: ignore[assignment]
+    """Seals a collection's originals under its newest data key, some at each call, and with the last page has those
+    keys destroyed that nothing is sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+    """
     DeleteDocument: _aio.UnaryUnaryMultiCallable[_document_service_pb2.DeleteDocumentRequest, _document_service_pb2.DeleteDocumentResponse]  # type: ignore[assignment]
     """Deletes a document, its passages and its original (scope write)."""
 
@@ -94,6 +102,16 @@ class DocumentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_document_service_pb2.ListDocumentsResponse, _abc.Awaitable[_document_service_pb2.ListDocumentsResponse]]:
         """Lists documents in order of creation (scope read)."""
+
+    @_abc_1.abstractmethod
+    def ResealDocuments(
+        self,
+        request: _document_service_pb2.ResealDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_document_service_pb2.ResealDocumentsResponse, _abc.Awaitable[_document_service_pb2.ResealDocumentsResponse]]:
+        """Seals a collection's originals under its newest data key, some at each call, and with the last page has those
+        keys destroyed that nothing is sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDocument(

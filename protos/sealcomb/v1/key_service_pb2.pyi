@@ -50,6 +50,7 @@ class Key(_message.Message):
     DELETION_TIME_FIELD_NUMBER: _builtins.int
     ADOPTED_KEY_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
+    AGED_DATA_KEYS_FIELD_NUMBER: _builtins.int
     state: Global___KeyState.ValueType
     version: _builtins.int
     """Counts from 1; each rotation adds one."""
@@ -61,6 +62,8 @@ class Key(_message.Message):
     """Of a key that the account brought: its ARN, its mount and name, or its label. Such a key is never destroyed
     or changed here.
     """
+    aged_data_keys: _builtins.int
+    """Data keys among `data_keys` that were replaced and still open what was not sealed anew."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -85,10 +88,11 @@ class Key(_message.Message):
         deletion_time: _timestamp_pb2.Timestamp | None = ...,
         adopted_key: _builtins.str = ...,
         move: Global___KeyMove | None = ...,
+        aged_data_keys: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deletion_time", b"deletion_time", "move", b"move", "rotate_time", b"rotate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_key", b"adopted_key", "create_time", b"create_time", "data_keys", b"data_keys", "deletion_time", b"deletion_time", "move", b"move", "provider", b"provider", "rotate_time", b"rotate_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_key", b"adopted_key", "aged_data_keys", b"aged_data_keys", "create_time", b"create_time", "data_keys", b"data_keys", "deletion_time", b"deletion_time", "move", b"move", "provider", b"provider", "rotate_time", b"rotate_time", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,12 +171,19 @@ Global___GetKeyResponse: _TypeAlias = GetKeyResponse  # noqa: Y015
 class RotateKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NEW_DATA_KEYS_FIELD_NUMBER: _builtins.int
+    new_data_keys: _builtins.bool
+    """Gives collections and documents new data keys as well. What is sealed already stays under the old ones until it
+    is written again: ResealCollection and ResealDocuments do that at once.
+    """
     def __init__(
         self,
+        *,
+        new_data_keys: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_data_keys", b"new_data_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,7 @@ INNER_RULES: dict[str, Rule] = dict(
             (_V, _I),
             frozenset({"sealcomb.v1.CollectionService", _DOCUMENTS, _SOURCES}),
         ),
+        _inner(_K, "ReportDataKeys", (_V, _I), frozenset({"sealcomb.v1.CollectionService", _DOCUMENTS})),
         _inner(_K, "ProvisionAccount", (_G,), frozenset({_ACCOUNTS})),
         _inner(_K, "SetAccountSuspended", (_G,), frozenset({_ACCOUNTS})),
         _inner(_K, "DestroyAccount", (_G,), frozenset({_ACCOUNTS})),

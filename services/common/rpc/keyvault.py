@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import grpc
 import grpc.aio
@@ -12,6 +12,7 @@ import structlog
 
 from sealcomb.internal.v1 import keyvault_service_pb2 as pb
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc as stubs
+from services.common.datakeys import AgedKeys
 from services.common.errors import SealcombError
 from services.common.rpc.channel import call
 from services.common.sealing import DataKey
@@ -32,6 +33,8 @@ class KeyEvent(enum.Enum):
     RESUMED = 5
     RESOURCE_DESTROYED = 6
     ACCOUNT_DESTROYED = 7
+    # Other keys are sealed with from now on.
+    NEW_DATA_KEYS = 8
 
 
 # Account and resource; empty where the event has none.
@@ -58,6 +61,19 @@ class KeyvaultClient:
         """Destroys all data keys of a collection, for good; the signed receipt of it."""
         response = await call(self._stub.DestroyResource, pb.DestroyResourceRequest(resource=resource))
         return response.receipt
+
+    async def report_data_keys(
+        self, resource: str, purpose: str, in_use: Iterable[str], looked_s: float
+    ) -> AgedKeys:
+        """Says which keys of a resource a look that began at `looked_s` found; others can be destroyed."""
+        request = pb.ReportDataKeysRequest(
+            resource=resource,
+            purpose=purpose,
+            key_ids_in_use=sorted(in_use),
+            looked_us=int(looked_s * 1e6),
+        )
+        response = await call(self._stub.ReportDataKeys, request, timeout_s=10.0)
+        return AgedKeys(response.aged_data_keys, response.destroyable_us / 1e6)
 
     async def provision_account(self) -> None:
         """Makes the account's KMS key if there is none."""

@@ -15,7 +15,9 @@ from services.common import paging
 from services.common.errors import invalid
 from services.ingest.documents import Documents
 from services.ingest.records import DocumentRecord, UploadHeader
+from services.ingest.resealing import Place, Resealer
 from services.ingest.servicers.checks import check_collection, check_metadata, check_principals, check_text
+from services.ingest.servicers.pages import Pages
 from services.ingest.uploads import Uploads
 
 NAME_CHARS_MAX = 1024
@@ -33,7 +35,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class DocumentServicer(stubs.DocumentServiceServicer):
     """The edge's side of documents."""
 
-    def __init__(self, uploads: Uploads, documents: Documents) -> None:
+    def __init__(self, uploads: Uploads, documents: Documents, resealer: Resealer, pages: Pages) -> None:
+        self._resealer = resealer
+        self._pages = pages
         self._uploads = uploads
         self._documents = documents
 
@@ -76,6 +80,24 @@ class DocumentServicer(stubs.DocumentServiceServicer):
             if response.ByteSize() <= _PAGE_BYTES_MAX or size == 1:
                 return response
             size = max(1, size // 4)
+
+    async def ResealDocuments(
+        self, request: pb.ResealDocumentsRequest, context: _Context
+    ) -> pb.ResealDocumentsResponse:
+        """Seals some of a collection's originals anew."""
+        collection = check_collection(request.collection)
+        listing = "reseal:" + collection
+        place = Place(*await self._pages.decode(listing, request.page_token))
+        page = await self._resealer.page(collection, place)
+        response = pb.ResealDocumentsResponse(looked_at=page.looked_at, resealed=page.resealed)
+        if page.following is not None:
+            position = (page.following.began_ms, page.following.last)
+            response.next_page_token = await self._pages.encode(listing, position)
+        if page.aged is not None:
+            response.aged_data_keys = page.aged.left
+            if page.aged.destroyable_s:
+                response.destroyable_time.FromMicroseconds(int(page.aged.destroyable_s * 1e6))
+        return response
 
     async def DeleteDocument(
         self, request: pb.DeleteDocumentRequest, context: _Context

@@ -39,6 +39,9 @@ class KeyEvents:
         """Acts on one event. Raises what kept it from removing what is destroyed, to be told again."""
         if event in (KeyEvent.ENABLED, KeyEvent.RESUMED):
             return
+        if event is KeyEvent.NEW_DATA_KEYS:
+            self._keys.drop_account(account)
+            return
         if event is KeyEvent.RECONNECTED:
             self._keys.drop_all()
             self._originals.keys_dropped("")

@@ -21,6 +21,7 @@ from services.vectorstore.columns import FIELDS_MAX
 from services.vectorstore.config import EmbedderInfo
 from services.vectorstore.index import Metric, VectorIndex
 from services.vectorstore.metadata import PATH_CHARS_MAX
+from services.vectorstore.resealing import Resealer
 from services.vectorstore.residency import Residency
 from services.vectorstore.servicers.convert import EF_MAX, collection_name
 
@@ -43,8 +44,10 @@ class Collections(CollectionServiceServicer):
         keys: DataKeys,
         residency: Residency,
         purge: Purge,
+        resealer: Resealer,
         embedder: EmbedderInfo | None,
     ) -> None:
+        self._resealer = resealer
         self._catalog = catalog
         self._residency = residency
         self._keys = keys
@@ -121,6 +124,17 @@ class Collections(CollectionServiceServicer):
             response.resident_bytes = resident.collection.size_bytes
             response.snapshot_bytes = resident.keeper.snapshot_bytes
             response.segments.extend(_segments(resident.collection.state.index))
+        return response
+
+    async def ResealCollection(
+        self, request: pb.ResealCollectionRequest, context: Any
+    ) -> pb.ResealCollectionResponse:
+        """Seals a collection under its newest data key."""
+        descriptor = await self._catalog.get(collection_name(request.collection))
+        aged = await self._resealer.reseal(descriptor)
+        response = pb.ResealCollectionResponse(aged_data_keys=aged.left)
+        if aged.destroyable_s:
+            response.destroyable_time.FromMicroseconds(int(aged.destroyable_s * 1e6))
         return response
 
     async def DeleteCollection(

@@ -37,6 +37,8 @@ class _KeyEventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyEvent.Val
     """Drop the resource's keys and its data."""
     KEY_EVENT_ACCOUNT_DESTROYED: _KeyEvent.ValueType  # 7
     """Drop the account's keys and its data."""
+    KEY_EVENT_NEW_DATA_KEYS: _KeyEvent.ValueType  # 8
+    """Ask for the account's current keys again: others are sealed with from now on."""
 
 class KeyEvent(_KeyEvent, metaclass=_KeyEventEnumTypeWrapper): ...
 
@@ -52,6 +54,8 @@ KEY_EVENT_RESOURCE_DESTROYED: KeyEvent.ValueType  # 6
 """Drop the resource's keys and its data."""
 KEY_EVENT_ACCOUNT_DESTROYED: KeyEvent.ValueType  # 7
 """Drop the account's keys and its data."""
+KEY_EVENT_NEW_DATA_KEYS: KeyEvent.ValueType  # 8
+"""Ask for the account's current keys again: others are sealed with from now on."""
 Global___KeyEvent: _TypeAlias = KeyEvent  # noqa: Y015
 
 @_typing.final
@@ -407,6 +411,62 @@ class RecordEventResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordEventResponse: _TypeAlias = RecordEventResponse  # noqa: Y015
+
+@_typing.final
+class ReportDataKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    KEY_IDS_IN_USE_FIELD_NUMBER: _builtins.int
+    LOOKED_US_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    purpose: _builtins.str
+    looked_us: _builtins.int
+    """Microseconds since the Unix epoch."""
+    @_builtins.property
+    def key_ids_in_use(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of whatever is sealed, found by a look at everything that began at `looked_us`."""
+
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        key_ids_in_use: _abc.Iterable[_builtins.str] | None = ...,
+        looked_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_ids_in_use", b"key_ids_in_use", "looked_us", b"looked_us", "purpose", b"purpose", "resource", b"resource"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportDataKeysRequest: _TypeAlias = ReportDataKeysRequest  # noqa: Y015
+
+@_typing.final
+class ReportDataKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGED_DATA_KEYS_FIELD_NUMBER: _builtins.int
+    DESTROYABLE_US_FIELD_NUMBER: _builtins.int
+    aged_data_keys: _builtins.int
+    """Keys that were replaced and are still there."""
+    destroyable_us: _builtins.int
+    """From when on those of them that are not in use can be destroyed; 0: none waits."""
+    def __init__(
+        self,
+        *,
+        aged_data_keys: _builtins.int = ...,
+        destroyable_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aged_data_keys", b"aged_data_keys", "destroyable_us", b"destroyable_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportDataKeysResponse: _TypeAlias = ReportDataKeysResponse  # noqa: Y015
 
 @_typing.final
 class ListDestroyedRequest(_message.Message):

@@ -80,6 +80,11 @@ class KeyReleaseServiceStub:
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventResponse.FromString,
                 _registered_method=True)
+        self.ReportDataKeys = channel.unary_unary(
+                '/sealcomb.internal.v1.KeyReleaseService/ReportDataKeys',
+                request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysResponse.FromString,
+                _registered_method=True)
         self.ListDestroyed = channel.unary_unary(
                 '/sealcomb.internal.v1.KeyReleaseService/ListDestroyed',
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedRequest.SerializeToString,
@@ -159,6 +164,14 @@ class KeyReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportDataKeys(self, request, context):
+        """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
+        vectorstore, ingest; each for its own purposes only).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDestroyed(self, request, context):
         """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
         vectorstore, ingest).
@@ -221,6 +234,11 @@ def add_KeyReleaseServiceServicer_to_server(servicer, server):
                     servicer.RecordEvent,
                     request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventRequest.FromString,
                     response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventResponse.SerializeToString,
+            ),
+            'ReportDataKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportDataKeys,
+                    request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysRequest.FromString,
+                    response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysResponse.SerializeToString,
             ),
             'ListDestroyed': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDestroyed,
@@ -477,6 +495,33 @@ class KeyReleaseService:
             '/sealcomb.internal.v1.KeyReleaseService/RecordEvent',
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventRequest.SerializeToString,
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.RecordEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportDataKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.internal.v1.KeyReleaseService/ReportDataKeys',
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysRequest.SerializeToString,
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class KeyReleaseServiceStub:
     """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
     RecordEvent: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.RecordEventRequest, _keyvault_service_pb2.RecordEventResponse]
     """Records an administrative act of the account in its audit chain (peer: gateway)."""
+    ReportDataKeys: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.ReportDataKeysRequest, _keyvault_service_pb2.ReportDataKeysResponse]
+    """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
+    vectorstore, ingest; each for its own purposes only).
+    """
     ListDestroyed: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListDestroyedRequest, _keyvault_service_pb2.ListDestroyedResponse]
     """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
     vectorstore, ingest).
@@ -81,6 +85,10 @@ class KeyReleaseServiceAsyncStub(KeyReleaseServiceStub):
     """Ends a permit, and with it the grant: the work is done (peer: ingest)."""
     RecordEvent: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.RecordEventRequest, _keyvault_service_pb2.RecordEventResponse]  # type: ignore[assignment]
     """Records an administrative act of the account in its audit chain (peer: gateway)."""
+    ReportDataKeys: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.ReportDataKeysRequest, _keyvault_service_pb2.ReportDataKeysResponse]  # type: ignore[assignment]
+    """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
+    vectorstore, ingest; each for its own purposes only).
+    """
     ListDestroyed: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListDestroyedRequest, _keyvault_service_pb2.ListDestroyedResponse]  # type: ignore[assignment]
     """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
     vectorstore, ingest).
@@ -162,6 +170,16 @@ class KeyReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keyvault_service_pb2.RecordEventResponse, _abc.Awaitable[_keyvault_service_pb2.RecordEventResponse]]:
         """Records an administrative act of the account in its audit chain (peer: gateway)."""
+
+    @_abc_1.abstractmethod
+    def ReportDataKeys(
+        self,
+        request: _keyvault_service_pb2.ReportDataKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyvault_service_pb2.ReportDataKeysResponse, _abc.Awaitable[_keyvault_service_pb2.ReportDataKeysResponse]]:
+        """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
+        vectorstore, ingest; each for its own purposes only).
+        """
 
     @_abc_1.abstractmethod
     def ListDestroyed(

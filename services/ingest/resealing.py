@@ -1,0 +1,124 @@
+"""Sealing a collection's originals anew under its newest data key, some at each call.
+
+A pass goes over all objects in the order of their keys. Its last page tells keyvault which keys are
+still in use: those that ingestions sealed their own rows under, which are not sealed anew here. The
+pass counts from its beginning, so that what was sealed before it began was looked at.
+
+An original whose document is deleted at the same time may be written once more after its deletion;
+it is remembered as unsettled first, so that a sweep removes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.common.clock import Clock
+from services.common.context import current_account
+from services.common.datakeys import AgedKeyPeer, AgedKeys, DataKeys
+from services.common.errors import NotFound
+from services.common.sealing import DataKey
+from services.ingest.originals import PURPOSE, Originals
+from services.ingest.records import CollectionInfo, DocumentRecord
+
+_LOOKED_MAX = 500
+_PAGE_S = 5.0
+_COMMIT_WITHIN_S = 60.0
+
+
+class Records(Protocol):
+    """What resealing needs of vectorstore."""
+
+    async def resolve(self, collection: str) -> CollectionInfo:
+        """A collection by name. Raises NotFound."""
+
+    async def get(self, collection: str, document_id: str) -> tuple[str, DocumentRecord]:
+        """The collection's id and a record. Raises NotFound."""
+
+
+class SealedRows(Protocol):
+    """The rows that are sealed under a collection's key; blocks."""
+
+    def sealing_keys(self, account: str, collection_id: str) -> set[str]:
+        """The data keys that they name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a pass is: when it began, and the last object that it looked at; empty: none yet."""
+
+    began_ms: int = 0
+    last: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one call did; `following` or, after the last page, what is left of the keys."""
+
+    looked_at: int
+    resealed: int
+    following: Place | None
+    aged: AgedKeys | None
+
+
+class Resealer:
+    """Reseals originals of the current call's account."""
+
+    def __init__(
+        self,
+        records: Records,
+        originals: Originals,
+        keys: DataKeys,
+        rows: SealedRows,
+        peer: AgedKeyPeer,
+        clock: Clock,
+    ) -> None:
+        self._records = records
+        self._originals = originals
+        self._keys = keys
+        self._rows = rows
+        self._peer = peer
+        self._clock = clock
+
+    async def page(self, collection: str, place: Place) -> Page:
+        """Goes on from a place for some objects or seconds. Raises NotFound for the collection."""
+        account = current_account()
+        collection_id = (await self._records.resolve(collection)).id
+        began_ms = place.began_ms or int(self._clock.now_s() * 1000)
+        # The word that there are new ones may still be on its way.
+        self._keys.drop_resource(account, collection_id)
+        key = await self._keys.current(collection_id, PURPOSE)
+        until_s = self._clock.monotonic_s() + _PAGE_S
+        looked_at = resealed = 0
+        last = place.last
+        for object_key in await self._originals.object_keys(account, collection_id):
+            name = object_key.rpartition("/")[2]
+            if name <= place.last:
+                continue
+            if looked_at == _LOOKED_MAX or self._clock.monotonic_s() >= until_s:
+                return Page(looked_at, resealed, Place(began_ms, last), None)
+            looked_at, last = looked_at + 1, name
+            if await self._originals.sealing_key(object_key) not in (key.id, ""):
+                await self._reseal(collection, collection_id, object_key, key)
+                resealed += 1
+        in_use = await asyncio.to_thread(self._rows.sealing_keys, account, collection_id)
+        aged = await self._peer.report_data_keys(collection_id, PURPOSE, in_use, began_ms / 1000)
+        return Page(looked_at, resealed, None, aged)
+
+    async def _reseal(self, collection: str, collection_id: str, object_key: str, key: DataKey) -> None:
+        account, name = current_account(), object_key.rpartition("/")[2]
+        # An object of an ingestion, or of an upload in progress, has no document of its name.
+        document = await self._exists(collection, name)
+        if document:
+            await self._originals.unsettle(account, collection_id, name, _COMMIT_WITHIN_S, object_key)
+        await self._originals.reseal(account, collection_id, object_key, key)
+        if document and await self._exists(collection, name):
+            await self._originals.keep(object_key)
+
+    async def _exists(self, collection: str, document_id: str) -> bool:
+        try:
+            await self._records.get(collection, document_id)
+        except NotFound:
+            return False
+        return True
