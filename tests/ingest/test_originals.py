@@ -48,12 +48,15 @@ class DictKeys:
     """One key for each resource, until it is disabled."""
 
     made: dict[str, DataKey] = field(default_factory=dict)
+    by_id: dict[str, DataKey] = field(default_factory=dict)
     disabled: bool = False
 
     async def get_data_key(self, resource: str, purpose: str, key_id: str) -> DataKey:
         """The key of a resource."""
         if self.disabled:
             raise KeyDisabled
+        if key_id in self.by_id:
+            return self.by_id[key_id]
         return self.made.setdefault(resource, DataKey(ids.new_id(), bytes(32)))
 
 

@@ -1,0 +1,179 @@
+"""Originals sealed anew: page by page, in no race with a deletion, never at the cost of a key in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from services.common import ids
+from services.common.datakeys import AgedKeys
+from services.common.errors import NotFound
+from services.common.sealing import DataKey, OpenFailed, key_id_of
+from services.ingest import resealing as resealing_module
+from services.ingest.originals import PURPOSE, Originals
+from services.ingest.records import CollectionInfo
+from services.ingest.resealing import Page, Place, Resealer
+from tests.ingest.test_originals import ACCOUNT, COLLECTION, Bench, bench
+
+__all__ = ["bench"]
+
+
+@dataclass
+class Vectorstore:
+    """The documents that have a record."""
+
+    documents: set[str] = field(default_factory=set)
+
+    async def resolve(self, _collection: str) -> CollectionInfo:
+        """The one collection."""
+        return CollectionInfo(COLLECTION, 2, "", "")
+
+    async def get(self, _collection: str, document_id: str) -> tuple[str, Any]:
+        """A record, if there is one."""
+        if document_id not in self.documents:
+            raise NotFound("no such document")
+        return COLLECTION, None
+
+
+@dataclass
+class Keyvault:
+    """What was reported."""
+
+    reports: list[tuple[set[str], float]] = field(default_factory=list)
+
+    async def report_data_keys(
+        self, resource: str, purpose: str, in_use: Iterable[str], looked_s: float
+    ) -> AgedKeys:
+        """Keeps it."""
+        assert (resource, purpose) == (COLLECTION, PURPOSE)
+        self.reports.append((set(in_use), looked_s))
+        return AgedKeys(1, 5.0)
+
+
+@dataclass
+class Rows:
+    """Keys that ingestions sealed their rows under."""
+
+    named: set[str] = field(default_factory=set)
+
+    def sealing_keys(self, _account: str, _collection_id: str) -> set[str]:
+        """Those."""
+        return self.named
+
+
+@dataclass
+class Pass:
+    """A resealer over a bench."""
+
+    bench: Bench
+    vectorstore: Vectorstore = field(default_factory=Vectorstore)
+    keyvault: Keyvault = field(default_factory=Keyvault)
+    rows: Rows = field(default_factory=Rows)
+
+    def __post_init__(self) -> None:
+        b = self.bench
+        self.resealer = Resealer(
+            self.vectorstore, b.originals, b.data_keys, self.rows, self.keyvault, b.clock
+        )
+
+    async def write(self, *, settled: bool = True) -> str:
+        """A document's original, with its record unless it is not settled."""
+        document = ids.new_id()
+        key = await self.bench.write(document)
+        if settled:
+            self.vectorstore.documents.add(document)
+            await self.bench.originals.keep(key)
+        return key
+
+    def rotate(self) -> DataKey:
+        """A new current key; the bench's keys are by resource, so the old one opens by its id."""
+        new = DataKey(ids.new_id(), b"n" * 32)
+        old = self.bench.keys.made[COLLECTION]
+        self.bench.keys.by_id |= {old.id: old, new.id: new}
+        self.bench.keys.made[COLLECTION] = new
+        self.bench.data_keys.drop_all()
+        return new
+
+    def sealed_under(self) -> list[str]:
+        """The key of each object."""
+        folder = self.bench.folder / "objects"
+        return [key_id_of((folder / key).read_bytes()) for key in self.bench.objects]
+
+
+@pytest.fixture
+def passing(bench: Bench) -> Pass:
+    """The resealer."""
+    return Pass(bench)
+
+
+async def test_all_originals_move_to_the_new_key_page_by_page(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [await passing.write() for _ in range(5)]
+    ingestion_object = await passing.write(settled=False)
+    new = passing.rotate()
+    passing.rows.named = {"named by an ingestion"}
+    monkeypatch.setattr(resealing_module, "_LOOKED_MAX", 2)
+    pages: list[Page] = []
+    place: Place | None = Place()
+    began_s = passing.bench.clock.now
+    while place is not None:
+        pages.append(await passing.resealer.page("texts", place))
+        passing.bench.clock.now += 10
+        place = pages[-1].following
+    assert [page.resealed for page in pages] == [2, 2, 2]
+    assert set(passing.sealed_under()) == {new.id}
+    assert passing.keyvault.reports == [({"named by an ingestion"}, began_s)]
+    assert pages[-1].aged == AgedKeys(1, 5.0)
+    for key in [*objects, ingestion_object]:
+        assert await passing.bench.read(key, 5) == b"words"
+    # Nothing is left to settle but what was not settled before, whose time is its own.
+    passing.bench.clock.now += 10_000
+    unsettled = passing.bench.store.unsettled_before(ACCOUNT, COLLECTION, 10**13)
+    assert [row.object_key for row in unsettled] == [ingestion_object]
+    assert (await passing.resealer.page("texts", Place())).resealed == 0
+
+
+async def test_an_original_whose_document_goes_meanwhile_is_swept(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await passing.write()
+    document = key.rpartition("/")[2]
+    passing.rotate()
+    real = Originals.reseal
+
+    async def racing(originals: Originals, *arguments: Any) -> None:
+        await originals.discard(key)
+        passing.vectorstore.documents.discard(document)
+        # The deletion is done, and the original is written once more.
+        await originals.unsettle(ACCOUNT, COLLECTION, document, 10.0, key)
+        await originals.put(ACCOUNT, COLLECTION, document, [b"words"])
+        await real(originals, *arguments)
+
+    monkeypatch.setattr(Originals, "reseal", racing)
+    await passing.resealer.page("texts", Place())
+    assert passing.bench.objects == [key]
+
+    async def exists(_document_id: str) -> bool:
+        return False
+
+    passing.bench.clock.now += 10_000
+    assert await passing.bench.originals.sweep(ACCOUNT, COLLECTION, exists) == 1
+    assert passing.bench.objects == []
+
+
+async def test_a_changed_original_stops_the_pass_and_nothing_is_reported(passing: Pass) -> None:
+    """A key that something is sealed under is never told to be out of use."""
+    key = await passing.write()
+    passing.rotate()
+    path = passing.bench.folder / "objects" / key
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(OpenFailed):
+        await passing.resealer.page("texts", Place())
+    assert passing.keyvault.reports == []
+    assert path.read_bytes() == raw
