@@ -91,6 +91,10 @@ attack-jobs: setup node-packages ## Kill ingest 200 times in its jobs, and refre
 	SEALCOMB_TEST_KILLS=200 SEALCOMB_TEST_REFRESHES=50 $(BIN)/python -m pytest -q --timeout=1800 \
 		tests/ingest/jobs tests/ingest/oauth tests/ingest/connections
 
+.PHONY: attack-bombs
+attack-bombs: setup ## Documents that unpack, expand, nest or loop, through the real sandbox: answer, time, memory
+	$(BIN)/python -m benchmarks.ingest.bombs
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check

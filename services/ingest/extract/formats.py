@@ -18,6 +18,7 @@ DOCUMENT_EMPTY = "DOCUMENT_EMPTY"
 DOCUMENT_ENCRYPTED = "DOCUMENT_ENCRYPTED"
 
 _OFFICE = "application/vnd.openxmlformats-officedocument."
+_OPEN = "application/vnd.oasis.opendocument."
 
 
 class Format(enum.Enum):
@@ -27,21 +28,67 @@ class Format(enum.Enum):
     DOCX = _OFFICE + "wordprocessingml.document"
     PPTX = _OFFICE + "presentationml.presentation"
     XLSX = _OFFICE + "spreadsheetml.sheet"
+    XLSB = "application/vnd.ms-excel.sheet.binary.macroEnabled.12"
+    ODT = _OPEN + "text"
+    ODS = _OPEN + "spreadsheet"
+    EPUB = "application/epub+zip"
+    DOC = "application/msword"
+    XLS = "application/vnd.ms-excel"
+    PPT = "application/vnd.ms-powerpoint"
+    MSG = "application/vnd.ms-outlook"
+    RTF = "application/rtf"
     HTML = "text/html"
     MARKDOWN = "text/markdown"
+    MDX = "text/mdx"
+    DJOT = "text/x-djot"
+    RST = "text/x-rst"
+    ORG = "text/x-org"
+    LATEX = "application/x-latex"
+    TYPST = "application/x-typst"
+    NOTEBOOK = "application/x-ipynb+json"
+    FICTION_BOOK = "application/x-fictionbook+xml"
+    DOCBOOK = "application/docbook+xml"
+    JATS = "application/x-jats+xml"
+    XML = "application/xml"
+    SVG = "image/svg+xml"
+    JSON = "application/json"
+    JSON_LINES = "application/x-ndjson"
+    CSV = "text/csv"
+    TSV = "text/tab-separated-values"
     TEXT = "text/plain"
     EML = "message/rfc822"
 
 
-TEXTUAL = frozenset({Format.HTML, Format.MARKDOWN, Format.TEXT, Format.EML})
+ZIPPED = frozenset({Format.DOCX, Format.PPTX, Format.XLSX, Format.XLSB, Format.ODT, Format.ODS, Format.EPUB})
+_OLE_FORMATS = frozenset({Format.DOC, Format.XLS, Format.PPT, Format.MSG})
+TEXTUAL = frozenset(Format) - ZIPPED - _OLE_FORMATS - {Format.PDF}
 # These need no parser, see `plain`.
 PLAIN = frozenset({Format.MARKDOWN, Format.TEXT})
 _ALIASES = {
     "application/x-pdf": Format.PDF,
     "application/xhtml+xml": Format.HTML,
     "text/x-markdown": Format.MARKDOWN,
+    "text/rtf": Format.RTF,
+    "text/xml": Format.XML,
+    "text/json": Format.JSON,
+    "application/jsonl": Format.JSON_LINES,
+    "text/x-tex": Format.LATEX,
+    "application/x-tex": Format.LATEX,
+    # These read as well as they are.
+    "text/x-bibtex": Format.TEXT,
+    "application/x-bibtex": Format.TEXT,
+    "application/x-research-info-systems": Format.TEXT,
+    "application/yaml": Format.TEXT,
+    "application/x-yaml": Format.TEXT,
+    "text/yaml": Format.TEXT,
+    "application/toml": Format.TEXT,
+    # Templates, shows and workbooks with macros hold the same parts, and no macro is ever run.
+    _OFFICE + "wordprocessingml.template": Format.DOCX,
+    "application/vnd.ms-word.document.macroEnabled.12": Format.DOCX,
+    _OFFICE + "presentationml.slideshow": Format.PPTX,
+    "application/vnd.ms-excel.sheet.macroEnabled.12": Format.XLSX,
 }
-_DECLARED = {form.value: form for form in Format} | _ALIASES
+_DECLARED = {name.lower(): form for name, form in ({form.value: form for form in Format} | _ALIASES).items()}
 # Says nothing about the content, so it counts as not declared.
 _UNDECLARED = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 _EXTENSIONS = {
@@ -52,6 +99,33 @@ _EXTENSIONS = {
     "html": Format.HTML,
     "htm": Format.HTML,
     "xhtml": Format.HTML,
+    "xlsb": Format.XLSB,
+    "odt": Format.ODT,
+    "ods": Format.ODS,
+    "epub": Format.EPUB,
+    "doc": Format.DOC,
+    "xls": Format.XLS,
+    "ppt": Format.PPT,
+    "msg": Format.MSG,
+    "rtf": Format.RTF,
+    "mdx": Format.MDX,
+    "djot": Format.DJOT,
+    "rst": Format.RST,
+    "org": Format.ORG,
+    "tex": Format.LATEX,
+    "typ": Format.TYPST,
+    "ipynb": Format.NOTEBOOK,
+    "fb2": Format.FICTION_BOOK,
+    "docbook": Format.DOCBOOK,
+    "dbk": Format.DOCBOOK,
+    "jats": Format.JATS,
+    "xml": Format.XML,
+    "svg": Format.SVG,
+    "json": Format.JSON,
+    "jsonl": Format.JSON_LINES,
+    "ndjson": Format.JSON_LINES,
+    "csv": Format.CSV,
+    "tsv": Format.TSV,
     "md": Format.MARKDOWN,
     "markdown": Format.MARKDOWN,
     "txt": Format.TEXT,
@@ -62,12 +136,29 @@ _ZIP_PARTS = (
     (b"word/document.xml", Format.DOCX),
     (b"ppt/presentation.xml", Format.PPTX),
     (b"xl/workbook.xml", Format.XLSX),
+    (b"xl/workbook.bin", Format.XLSB),
+)
+# The first entry of these says which they are, stored as it is behind a header of 30 bytes.
+_ZIP_TYPE = 30
+_ZIP_TYPES = tuple(
+    (b"mimetype" + form.value.encode(), form) for form in (Format.ODT, Format.ODS, Format.EPUB)
 )
 _ZIP = b"PK\x03\x04"
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES_MAX = 22 + 65535
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _OLE_ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
+# What the streams of each are called; one may lie within another, so the outer kinds come first.
+_OLE_STREAMS = tuple(
+    (name.encode("utf-16-le"), form)
+    for name, form in (
+        ("__properties_version1.0", Format.MSG),
+        ("PowerPoint Document", Format.PPT),
+        ("WordDocument", Format.DOC),
+        ("Workbook", Format.XLS),
+    )
+)
+_RTF = b"{\\rtf"
 _HEAD_BYTES = 4096
 _BOMS = (b"\xff\xfe", b"\xfe\xff")
 # Control characters that no text has; NUL, ESC and friends mark binary content.
@@ -89,19 +180,22 @@ def sniff(declared: str, name: str, content: bytes) -> Format:
     if not content:
         raise invalid("chunk", "the document has no content", reason=DOCUMENT_EMPTY)
     wanted = _declared(declared)
-    found = _binary_format(content)
-    if found is None:
+    found = _binary_formats(content)
+    if not found:
         return _textual(wanted, name, content)
-    if wanted not in (None, found):
+    if wanted is None:
+        by_name = _by_name(name)
+        return by_name if by_name in found else found[0]
+    if wanted not in found:
         raise unsupported("is not the format of the content")
-    return found
+    return wanted
 
 
 def unsupported(why: str) -> InvalidArgument:
     """The refusal of a format, with what is supported."""
     return invalid(
         "content_type",
-        f"{why}; send PDF, DOCX, PPTX, XLSX, HTML, Markdown, plain text or EML",
+        f"{why}; send PDF, an office document, HTML, mail, a book or a text format (see the documentation)",
         reason=UNSUPPORTED_FORMAT,
     )
 
@@ -116,28 +210,38 @@ def _declared(declared: str) -> Format | None:
     return form
 
 
-def _binary_format(content: bytes) -> Format | None:
-    """The binary format that the content proves, None for text; raises for any other binary content."""
+def _binary_formats(content: bytes) -> list[Format]:
+    """The binary formats that the content can be, none for text; raises for any other binary content."""
     head = content[:_HEAD_BYTES]
     if head.startswith(_ZIP):
-        names = _zip_directory(content)
-        for part, form in _ZIP_PARTS:
-            if part in names:
-                return form
-        raise unsupported("the content is an archive of another kind")
+        return [_zipped(content)]
     if head.startswith(_OLE):
         if _OLE_ENCRYPTED in content:
             raise invalid(
                 "chunk", "the document is encrypted; remove its password", reason=DOCUMENT_ENCRYPTED
             )
-        raise unsupported("the content is of an older office format")
+        found = [form for stream, form in _OLE_STREAMS if stream in content]
+        if not found:
+            raise unsupported("the content is of another kind of compound file")
+        return found
     if b"%PDF-" in head[:1024]:
-        return Format.PDF
-    if head.startswith(_BOMS):
-        return None
-    if _BINARY.search(head):
+        return [Format.PDF]
+    if head.startswith(_RTF):
+        return [Format.RTF]
+    if not head.startswith(_BOMS) and _BINARY.search(head):
         raise unsupported("the content is not of a supported format")
-    return None
+    return []
+
+
+def _zipped(content: bytes) -> Format:
+    for start, form in _ZIP_TYPES:
+        if content.startswith(start, _ZIP_TYPE):
+            return form
+    names = _zip_directory(content)
+    for part, form in _ZIP_PARTS:
+        if part in names:
+            return form
+    raise unsupported("the content is an archive of another kind")
 
 
 def _zip_directory(content: bytes) -> bytes:
@@ -150,14 +254,14 @@ def _zip_directory(content: bytes) -> bytes:
 
 
 def _textual(wanted: Format | None, name: str, content: bytes) -> Format:
+    # What is RTF says so itself.
     if wanted is not None:
-        if wanted not in TEXTUAL:
+        if wanted not in TEXTUAL or wanted is Format.RTF:
             raise unsupported("is not the format of the content")
         return wanted
-    extension = name.rpartition(".")[2].lower() if "." in name else ""
-    by_name = _EXTENSIONS.get(extension)
+    by_name = _by_name(name)
     if by_name is not None:
-        if by_name not in TEXTUAL:
+        if by_name not in TEXTUAL or by_name is Format.RTF:
             raise unsupported("the name is not of the format of the content")
         return by_name
     head = content[:_HEAD_BYTES]
@@ -166,3 +270,7 @@ def _textual(wanted: Format | None, name: str, content: bytes) -> Format:
     if _MAIL_START.match(head) and len(_MAIL_HEADER.findall(head)) >= _MAIL_HEADERS_MIN:
         return Format.EML
     return Format.TEXT
+
+
+def _by_name(name: str) -> Format | None:
+    return _EXTENSIONS.get(name.rpartition(".")[2].lower()) if "." in name else None

@@ -26,14 +26,19 @@ from kreuzberg import (
 from kreuzberg.exceptions import KreuzbergError
 
 from services.common.errors import InvalidArgument
-from services.ingest.extract.formats import Format, sniff
+from services.ingest.extract.formats import ZIPPED, Format, sniff
 from services.ingest.extract.plain import clean, decode
 from services.ingest.extract.wire import OUTPUT_BYTES_MAX, PAGES_MAX, Extracted, ExtractedPage, Outcome
 
-_ZIP_FORMATS = frozenset({Format.DOCX, Format.PPTX, Format.XLSX})
 _ZIP_ENTRIES_MAX = 10_000
 _ZIP_UNPACKED_BYTES_MAX = 512 * 1024 * 1024
 _ZIP_ENCRYPTED_FLAG = 0x1
+_MANIFEST = "META-INF/manifest.xml"
+_MANIFEST_BYTES_MAX = 1024 * 1024
+_SECTOR = 512
+_DOC_MAGIC, _DOC_FLAGS, _DOC_ENCRYPTED = b"\xec\xa5", 0x0A, 0x01
+# The header token of the current user's atom of an encrypted presentation (MS-PPT).
+_PPT_ENCRYPTED = b"\xdf\xc4\xd1\xf3"
 _ATTACHMENTS_MAX = 100
 _MAIL_DEPTH_MAX = 3
 _MAIL_PARTS_MAX = 1_000
@@ -113,11 +118,13 @@ def _pages(kind: Format, content: bytes, depth: int) -> tuple[str, list[Extracte
         return "", [ExtractedPage(0, clean(decode(content)))]
     if kind is Format.HTML:
         return _html(content)
-    if kind in _ZIP_FORMATS:
+    if kind in ZIPPED:
         _check_zip(content)
+    if kind in (Format.DOC, Format.PPT) and _locked_compound(kind, content):
+        raise _Encrypted
     if kind is Format.PDF:
         return _pdf(content)
-    return _office(kind, content)
+    return _structured(kind, content)
 
 
 def _pdf(content: bytes) -> tuple[str, list[ExtractedPage]]:
@@ -131,7 +138,7 @@ def _pdf(content: bytes) -> tuple[str, list[ExtractedPage]]:
     return "" if title == "untitled" else title, pages
 
 
-def _office(kind: Format, content: bytes) -> tuple[str, list[ExtractedPage]]:
+def _structured(kind: Format, content: bytes) -> tuple[str, list[ExtractedPage]]:
     # Only slides have numbers that a reader sees; a marker that no document can guess cuts them apart.
     marker = secrets.token_hex(16)
     result = _extract(
@@ -184,6 +191,23 @@ def _check_zip(content: bytes) -> None:
         # Also where entries overlap, so that one compressed kernel is counted for each of them.
         if sum(entry.file_size for entry in entries) > _ZIP_UNPACKED_BYTES_MAX:
             raise _TooLarge
+        if _MANIFEST in archive.namelist():
+            # OpenDocument encrypts its parts one by one, and says so here.
+            with archive.open(_MANIFEST) as manifest:
+                if b"encryption-data" in manifest.read(_MANIFEST_BYTES_MAX):
+                    raise _Encrypted
+
+
+def _locked_compound(kind: Format, content: bytes) -> bool:
+    """Whether an older office file says that it is under a password, which its parser does not ask."""
+    if kind is Format.PPT:
+        return _PPT_ENCRYPTED in content
+    # The main stream begins a sector and its flags say so (MS-DOC, FibBase).
+    starts = range(_SECTOR, len(content) - _DOC_FLAGS - 1, _SECTOR)
+    return any(
+        content[start : start + 2] == _DOC_MAGIC and content[start + _DOC_FLAGS + 1] & _DOC_ENCRYPTED
+        for start in starts
+    )
 
 
 def _mail(content: bytes, depth: int) -> tuple[str, list[ExtractedPage]]:

@@ -1,0 +1,1 @@
+"""Documents of every format, made by code: see `samples` for the list."""
