@@ -95,6 +95,11 @@ attack-jobs: setup node-packages ## Kill ingest 200 times in its jobs, and refre
 attack-bombs: setup ## Documents that unpack, expand, nest or loop, through the real sandbox: answer, time, memory
 	$(BIN)/python -m benchmarks.ingest.bombs
 
+.PHONY: attack-ingest
+attack-ingest: setup node-packages ## Attack ingest by every row of its threats; one table (SEALCOMB_TEST_ROUNDS=100)
+	./scripts/install-test-packages.sh
+	$(BIN)/python -m tests.attacks.ingest
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check

@@ -35,6 +35,8 @@ class Scan:
     steps: dict[str, list[Leak]] = field(default_factory=dict)
     # How the ingestions of each step stood when it was looked at.
     ends: dict[str, list[int]] = field(default_factory=dict)
+    # Also where a process that is made to keep its tokens keeps them.
+    look_everywhere: bool = False
 
     async def connect(self) -> str:
         """A connection by OAuth, whose tokens are canaries from now on; its id."""
@@ -79,7 +81,7 @@ class Scan:
         found: list[Leak] = []
         for path in files_below(folder):
             # What the callers' and the operator's own files are for.
-            if path.name not in ("clients.json",) and "keeps" not in path.parts:
+            if path.name != "clients.json" and (self.look_everywhere or "keeps" not in path.parts):
                 found += self.canaries.find(path.read_bytes(), str(path.relative_to(folder)))
         for where, data in [*deleted_files([pid]), *process_texts([pid])]:
             found += self.canaries.find(data, where)

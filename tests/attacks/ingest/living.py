@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from services.common.process import forbid_dumps
 from services.common.telemetry import configure_logging
 from services.ingest.config import IngestSettings
 from services.ingest.connections import credentials
+from services.ingest.connections import store as connections
 from services.ingest.egress import client
 from services.ingest.main import serve
 from services.ingest.sources.answers import read_row
@@ -97,6 +99,14 @@ def _weaken(what: str) -> None:
 
         credentials.TokenHolders.put = put  # type: ignore[method-assign]
         credentials.TokenHolders.get = found  # type: ignore[method-assign]
+    elif what == "stores late":
+        store = connections.ConnectionStore.store_credential
+
+        def late(self: Any, row: Any, fence: int, sealed: bytes) -> bool:
+            time.sleep(0.3)
+            return store(self, row, fence, sealed)
+
+        connections.ConnectionStore.store_credential = late  # type: ignore[method-assign]
     elif what == "wipes nothing":
         credentials.TemporaryToken.wipe = lambda self: None  # type: ignore[method-assign]
         credentials.TokenHolders.drop = lambda self, ingestion_id: None  # type: ignore[method-assign]
