@@ -243,7 +243,10 @@ PROVED = (
 
 
 def outcomes(rows: Sequence[Proved], rounds: int) -> list[Outcome]:
-    """Runs the tests of all rows once, those that kill twice as often as there are rounds. RuntimeError when a place names no test."""
+    """Runs the tests of all rows once; those that kill do so twice a round.
+
+    RuntimeError when a place names no test.
+    """
     places = sorted({place for row in rows for place in (*row.tests, *row.twins)})
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
