@@ -166,6 +166,7 @@ async def serve(
             await server.stop(notice_s=settings.stop_notice_s)
             await sourcing.close()
             await uploads.drain(_DRAIN_S)
+        await originals.settle()
         watch.cancel()
         looking.cancel()
     finally:

@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
+import structlog
+
 from services.common import ids
 from services.common.clock import Clock
 from services.common.datakeys import DataKeys
@@ -24,12 +26,15 @@ from services.common.objects import ObjectStore
 from services.common.sealing import HEADER_BYTES, DataKey, Identity, Opener, OpenFailed, Sealer, key_id_of
 from services.ingest.store import Unsettled
 
+_log = structlog.get_logger("originals")
+
 PURPOSE = "documents"
 _KIND = "original"
 # Between the expiry of a permit and the end of the last call that was made with it.
 _SETTLE_MARGIN_S = 120.0
 _SWEEP_EVERY_S = 60.0
 _SWEPT_MAX = 10_000
+_KEEP_S = 0.25
 _ACCOUNTS_MAX = 10_000
 
 
@@ -39,8 +44,8 @@ class UnsettledStore(Protocol):
     def add_unsettled(self, row: Unsettled) -> None:
         """Remembers an original, durably."""
 
-    def remove_unsettled(self, object_key: str) -> None:
-        """Forgets a settled original."""
+    def remove_unsettled(self, *object_keys: str) -> None:
+        """Forgets settled originals."""
 
     def unsettled_before(self, account: str, collection_id: str, now_ms: int) -> list[Unsettled]:
         """What of a collection can be settled now."""
@@ -63,6 +68,8 @@ class Originals:
         self._keys = keys
         self._store = store
         self._clock = clock
+        self._kept: list[str] = []
+        self._keeping: asyncio.Task[None] | None = None
         self._swept: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._resealing = asyncio.Semaphore(1)
         self._drops: dict[str, int] = {}
@@ -111,6 +118,33 @@ class Originals:
     async def keep(self, object_key: str) -> None:
         """Settles an original whose record is there."""
         await asyncio.to_thread(self._store.remove_unsettled, object_key)
+
+    def keep_soon(self, object_key: str) -> None:
+        """The same, together with what else is settled within a moment: many uploads share a transaction.
+
+        What a crash leaves of it stays unsettled, and a sweep finds its record.
+        """
+        self._kept.append(object_key)
+        if self._keeping is None or self._keeping.done():
+            self._keeping = asyncio.create_task(self._keep_in_turn())
+
+    async def settle(self) -> None:
+        """Finishes what `keep_soon` has begun; for the end of the service."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self._keep_all()
+
+    async def _keep_in_turn(self) -> None:
+        while self._kept:
+            await asyncio.sleep(_KEEP_S)
+            await self._keep_all()
+
+    async def _keep_all(self) -> None:
+        kept, self._kept = self._kept, []
+        try:
+            await asyncio.to_thread(self._store.remove_unsettled, *kept)
+        except SealcombError as error:
+            _log.info("settled originals are still remembered", count=len(kept), reason=error.reason)
 
     async def discard(self, object_key: str) -> None:
         """Removes an original that no record names."""

@@ -80,9 +80,9 @@ class Store:
             # An interrupted deletion is repeated; the first row serves both.
             return
 
-    def remove_unsettled(self, object_key: str) -> None:
-        """Forgets an original that is settled."""
-        self._write(sa.delete(UNSETTLED).where(UNSETTLED.c.object_key == object_key))
+    def remove_unsettled(self, *object_keys: str) -> None:
+        """Forgets originals that are settled."""
+        self._write(sa.delete(UNSETTLED).where(UNSETTLED.c.object_key.in_(object_keys)))
 
     def unsettled_before(self, account: str, collection_id: str, now_ms: int) -> list[Unsettled]:
         """Originals of a collection that can be settled now, oldest first, some at a time."""

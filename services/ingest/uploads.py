@@ -217,7 +217,7 @@ class Uploads:
                 await self._originals.discard(object_key)
             raise
         if stored.id == record.id:
-            await self._originals.keep(object_key)
+            self._originals.keep_soon(object_key)
         else:
             # Another upload with the same idempotency key was faster.
             await self._originals.discard(object_key)

@@ -12,7 +12,7 @@ import pytest
 from services.common import ids
 from services.common.context import CallContext, Caller, acting_as
 from services.common.datakeys import DataKeys
-from services.common.errors import KeyDisabled, ResourceExhausted
+from services.common.errors import KeyDisabled, ResourceExhausted, Unavailable
 from services.common.objects import FolderStore
 from services.common.rpc.keyvault import KeyEvent
 from services.common.sealing import DataKey, Identity, OpenFailed, seal
@@ -22,6 +22,7 @@ from services.ingest.rerank import Reranker
 from services.ingest.search import EmbedderIdentity, Search
 from services.ingest.servicers.events import KeyEvents
 from services.ingest.store import Store
+from tests.ingest.rig import eventually
 
 ACCOUNT, OTHER = ids.from_bytes(bytes(16)), ids.from_bytes(b"o" * 16)
 COLLECTION = ids.from_bytes(b"c" * 16)
@@ -182,6 +183,37 @@ async def test_a_settled_original_is_remembered_no_more(bench: Bench) -> None:
     await bench.originals.discard(await bench.write(ids.new_id()))
     assert bench.store.unsettled_before(ACCOUNT, COLLECTION, 2**60) == []
     assert len(bench.objects) == 1
+
+
+async def test_originals_that_are_settled_together_share_a_transaction(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    forget = bench.store.remove_unsettled
+
+    def remove(*object_keys: str) -> None:
+        calls.append(object_keys)
+        forget(*object_keys)
+
+    monkeypatch.setattr(bench.store, "remove_unsettled", remove)
+    keys = [await bench.write(ids.new_id()) for _ in range(3)]
+    for key in keys[:2]:
+        bench.originals.keep_soon(key)
+    await eventually(lambda: bool(calls))
+    bench.originals.keep_soon(keys[2])
+    await bench.originals.settle()
+    assert calls == [tuple(keys[:2]), (keys[2],)]
+    assert bench.store.unsettled_before(ACCOUNT, COLLECTION, 2**60) == []
+    # A storage that fails leaves them remembered, and a sweep settles them.
+    monkeypatch.setattr(bench.store, "remove_unsettled", _unavailable)
+    key = await bench.write(ids.new_id())
+    bench.originals.keep_soon(key)
+    await bench.originals.settle()
+    assert [row.object_key for row in bench.store.unsettled_before(ACCOUNT, COLLECTION, 2**60)] == [key]
+
+
+def _unavailable(*_object_keys: str) -> None:
+    raise Unavailable("down")
 
 
 async def test_a_full_disk_is_a_typed_error_and_leaves_no_part(
