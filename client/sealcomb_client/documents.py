@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,9 +34,14 @@ class Documents:
         metadata: Mapping[str, Any] | None = None,
         principals: Iterable[str] = (),
         idempotency_key: str = "",
+        sent: Callable[[int], None] | None = None,
         timeout_s: float = _UPLOAD_TIMEOUT_S,
     ) -> documents_pb.Document:
-        """Uploads a file or bytes; returns once it is searchable. A file's own name is the default name."""
+        """Uploads a file or bytes; returns once it is searchable. A file's own name is the default name.
+
+        `sent` is told how many bytes have gone out so far, from another thread; from the start again if
+        the upload has to be repeated.
+        """
         if not name and isinstance(source, Path):
             name = source.name
         header = documents_pb.UploadDocumentHeader(
@@ -49,7 +54,9 @@ class Documents:
             idempotency_key=idempotency_key or secrets.token_hex(16),
         )
         response = self._transport.upload(
-            self._stub.UploadDocument, lambda: _upload_parts(header, source), timeout_s=timeout_s
+            self._stub.UploadDocument,
+            lambda: _counted(_upload_parts(header, source), sent),
+            timeout_s=timeout_s,
         )
         return response.document
 
@@ -107,6 +114,18 @@ class Documents:
         """Deletes a document, its passages and its original."""
         request = documents_pb.DeleteDocumentRequest(collection=collection, id=id)
         self._transport.unary(self._stub.DeleteDocument, request, timeout_s=timeout_s, safe=False)
+
+
+def _counted(
+    parts: Iterator[documents_pb.UploadDocumentRequest], sent: Callable[[int], None] | None
+) -> Iterator[documents_pb.UploadDocumentRequest]:
+    size_bytes = 0
+    for part in parts:
+        # The next part is asked for once this one is on its way.
+        yield part
+        size_bytes += len(part.chunk)
+        if sent is not None:
+            sent(size_bytes)
 
 
 def _upload_parts(

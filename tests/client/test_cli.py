@@ -11,7 +11,9 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
+from sealcomb_client.cli.documents import SUFFIXES
 from sealcomb_client.cli.main import main
+from services.ingest.extract import formats
 from tests.client.fake_edge import Failure, FakeEdge
 
 
@@ -63,6 +65,7 @@ def test_a_search_shows_passage_page_and_document(cli: Cli) -> None:
     assert result.exit_code == 0
     assert "page 3" in result.stdout
     assert "sealed under its own key" in result.stdout
+    assert cli("search", "docs", "seals", "--one-per-document", "--rerank").exit_code == 0
 
 
 def test_what_others_wrote_cannot_command_the_terminal(cli: Cli) -> None:
@@ -86,6 +89,13 @@ def test_a_folder_is_uploaded_with_relative_names_and_what_is_unsupported_is_sai
     assert "uploaded 2 of 2" in result.stdout
     assert edge.requests[0].metadata["team"] == "bees"
     assert list(edge.requests[0].principals) == ["ann"]
+
+
+def test_a_folder_takes_every_ending_that_the_service_knows() -> None:
+    known = {f".{ending}" for ending in formats._EXTENSIONS}
+    assert known <= SUFFIXES
+    # The rest are other names of the same formats, or plain text.
+    assert SUFFIXES - known == {".docm", ".dotx", ".ppsx", ".xlsm", ".bib", ".ris", ".yaml", ".yml", ".toml"}
 
 
 def test_one_document_that_fails_does_not_stop_the_others(cli: Cli, edge: FakeEdge, tmp_path: Path) -> None:

@@ -162,7 +162,12 @@ def test_an_upload_is_repeated_whole_and_under_the_same_key(
     content = bytes(range(256)) * 4000
     (tmp_path / "a.pdf").write_bytes(content)
     edge.failures.append(UNAVAILABLE)
-    document = client.documents.upload("docs", tmp_path / "a.pdf", metadata={"team": "bees"})
+    sent: list[int] = []
+    document = client.documents.upload(
+        "docs", tmp_path / "a.pdf", metadata={"team": "bees"}, sent=sent.append
+    )
+    assert sent[-1] == max(sent) == len(content)
+    assert 0 < sent[1] < len(content)
     assert document.name == "a.pdf"
     assert edge.uploads["a.pdf"] == content
     keys = {header.idempotency_key for header in edge.requests}

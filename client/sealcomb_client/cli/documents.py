@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sealcomb.v1 import document_service_pb2, search_service_pb2
 from sealcomb_client.cli.options import FILTER, METADATA
@@ -18,8 +18,58 @@ from sealcomb_client.cli.output import CommandFailed, printable
 from sealcomb_client.cli.session import Session, command
 from sealcomb_client.errors import ApiError
 
+# The service's formats by their endings; docs/ingest.md has the table.
 SUFFIXES = frozenset(
-    {".md", ".markdown", ".txt", ".text", ".html", ".htm", ".eml", ".pdf", ".docx", ".pptx", ".xlsx"}
+    [
+        ".md",
+        ".markdown",
+        ".txt",
+        ".text",
+        ".html",
+        ".htm",
+        ".xhtml",
+        ".eml",
+        ".msg",
+        ".pdf",
+        ".docx",
+        ".docm",
+        ".dotx",
+        ".pptx",
+        ".ppsx",
+        ".xlsx",
+        ".xlsm",
+        ".xlsb",
+        ".doc",
+        ".ppt",
+        ".xls",
+        ".odt",
+        ".ods",
+        ".epub",
+        ".fb2",
+        ".docbook",
+        ".dbk",
+        ".jats",
+        ".rtf",
+        ".rst",
+        ".org",
+        ".tex",
+        ".typ",
+        ".djot",
+        ".mdx",
+        ".ipynb",
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".xml",
+        ".svg",
+        ".csv",
+        ".tsv",
+        ".bib",
+        ".ris",
+        ".yaml",
+        ".yml",
+        ".toml",
+    ]
 )
 _PARALLEL = 2
 _MODE = click.Choice(["hybrid", "dense", "lexical"])
@@ -51,29 +101,34 @@ def upload(
     files = list(_files(paths, session))
     failed = 0
 
+    sent: dict[str, int] = {}
+
     def send(path: Path, name: str) -> document_service_pb2.Document:
+        def show(size_bytes: int) -> None:
+            sent[name] = size_bytes
+            progress.update(bar, completed=sum(list(sent.values())))
+
         return session.client.documents.upload(
-            collection, path, name=name, metadata=metadata, principals=principals
+            collection, path, name=name, metadata=metadata, principals=principals, sent=show
         )
 
     columns = (
         TextColumn("uploading"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(stderr=True), disable=session.output.as_json) as progress:
-        bar = progress.add_task("", total=len(files))
-        for name, result in _all_uploads(send, files):
+        bar = progress.add_task("", total=sum(path.stat().st_size for path, _name in files))
+        for done, (name, result) in enumerate(_all_uploads(send, files), 1):
             if isinstance(result, ApiError):
                 failed += 1
                 click.echo(f"failed {printable(name)}: {result}", err=True)
             elif session.output.as_json:
                 session.output.value(result)
-            progress.update(bar, advance=1, description=printable(name))
-    done = len(files) - failed
-    session.output.say(f"uploaded {done} of {len(files)} documents")
+            progress.update(bar, description=f"{done} of {len(files)}, {printable(name)}")
+    session.output.say(f"uploaded {len(files) - failed} of {len(files)} documents")
     if failed:
         raise CommandFailed(f"{failed} of {len(files)} documents failed")
 

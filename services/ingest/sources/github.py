@@ -56,6 +56,8 @@ _DOCUMENTS = (
     ".markdown",
     ".rst",
     ".adoc",
+    ".org",
+    ".tex",
     ".txt",
     ".html",
     ".htm",
@@ -63,6 +65,14 @@ _DOCUMENTS = (
     ".docx",
     ".pptx",
     ".xlsx",
+    ".odt",
+    ".ods",
+    ".doc",
+    ".ppt",
+    ".xls",
+    ".rtf",
+    ".epub",
+    ".ipynb",
 )
 
 Repository = Annotated[
