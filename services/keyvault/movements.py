@@ -7,9 +7,26 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from services.keyvault.records import AccountKey, DataKeyRecord, MoveProgress, MoveRecord, Wrapping
-from services.keyvault.schema import ACCOUNT_KEYS, DATA_KEYS, KEY_MOVES, RETIRED_KEYS, REWRAPPED
+from services.keyvault.schema import ACCOUNT_KEYS, ACCOUNTS, DATA_KEYS, KEY_MOVES, RETIRED_KEYS, REWRAPPED
 
 _STAGED = sa.select(REWRAPPED.c.id).where(REWRAPPED.c.id == DATA_KEYS.c.id).exists()
+_MOVE = sa.select(KEY_MOVES).where(KEY_MOVES.c.account == sa.bindparam("account"))
+_UNSTAGED = (
+    sa.select(DATA_KEYS)
+    .where(DATA_KEYS.c.account == sa.bindparam("account"), ~_STAGED)
+    .limit(sa.bindparam("most"))
+)
+_REWRAP = (
+    sa.update(DATA_KEYS)
+    .where(DATA_KEYS.c.id == sa.bindparam("key"))
+    .values(version=sa.bindparam("new_version"), wrapped=sa.bindparam("new_wrapped"))
+)
+_PUT_IN_FORCE = (
+    sa.update(ACCOUNTS)
+    .where(ACCOUNTS.c.id == sa.bindparam("key"))
+    .values(version=sa.bindparam("new_version"), rotate_us=sa.bindparam("now_us"))
+)
+_DATA_KEY_IDS = sa.select(DATA_KEYS.c.id).where(DATA_KEYS.c.account == sa.bindparam("account"))
 
 
 class MoveStatements:
@@ -26,9 +43,7 @@ class MoveStatements:
 
     def move(self, account: str) -> MoveRecord | None:
         """The account's move, if it is on one."""
-        row = self._connection.execute(
-            sa.select(KEY_MOVES).where(KEY_MOVES.c.account == account)
-        ).one_or_none()
+        row = self._connection.execute(_MOVE, {"account": account}).one_or_none()
         if row is None:
             return None
         key = AccountKey(row.account, row.version, row.handle, row.provider)
@@ -73,10 +88,9 @@ class MoveStatements:
 
     def data_keys_to_rewrap(self, account: str, limit: int) -> list[DataKeyRecord]:
         """Data keys of an account that nothing was staged for yet."""
-        query = sa.select(DATA_KEYS).where(DATA_KEYS.c.account == account, ~_STAGED).limit(limit)
         return [
             DataKeyRecord(Wrapping(account, row.resource, row.purpose, row.id), row.version, row.wrapped)
-            for row in self._connection.execute(query)
+            for row in self._connection.execute(_UNSTAGED, {"account": account, "most": limit})
         ]
 
     def stage(self, account: str, records: Sequence[DataKeyRecord]) -> None:
@@ -103,6 +117,24 @@ class MoveStatements:
             .where(DATA_KEYS.c.account == account, _STAGED)
             .values(version=version, wrapped=staged)
         )
+
+    def rewrap(self, records: Sequence[DataKeyRecord]) -> None:
+        """Puts new wrappings of data keys in force."""
+        if records:
+            rows = [
+                {"key": record.wrapping.key_id, "new_version": record.version, "new_wrapped": record.wrapped}
+                for record in records
+            ]
+            self._connection.execute(_REWRAP, rows)
+
+    def put_in_force(self, account: str, version: int, now_us: int) -> None:
+        """Makes a version of an account's key the one that is in force."""
+        values = {"key": account, "new_version": version, "now_us": now_us}
+        self._connection.execute(_PUT_IN_FORCE, values)
+
+    def all_data_key_ids(self, account: str) -> set[str]:
+        """The ids of all data keys of an account."""
+        return set(self._connection.execute(_DATA_KEY_IDS, {"account": account}).scalars())
 
     def forget_rewrapped(self, account: str, resource: str) -> None:
         """Forgets what was staged for a resource's data keys."""

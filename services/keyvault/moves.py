@@ -36,15 +36,14 @@ from services.keyvault.records import (
     MoveRecord,
 )
 from services.keyvault.retirement import Retirements
+from services.keyvault.rotation import ROTATE, Rotation, rewrapped, unstaged
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
 _log = structlog.get_logger("keyvault-moves")
-ROTATE = "key.rotate"
 BIND = "key.bind"
 # A batch is what a crash may cost; small enough for a slow KMS, large enough for a commit.
 _BATCH = 256
-_TURN = 64
 _TRIES = 10
 _LOOK_S = 30.0
 _RESUMED_AT_ONCE = 32
@@ -71,6 +70,7 @@ class Moves:
         self._kms = kms
         self._clock = clock
         self._retirements = Retirements(store, kms)
+        self._rotation = Rotation(store, kms, self._retirements, clock, batch)
         self._batch = batch
         self._caller_waits_s = caller_waits_s
         self._patience_s = patience_s
@@ -145,6 +145,9 @@ class Moves:
         return found if move is None else await self._carried(move)
 
     async def _rotated(self, asker: Asker) -> AccountRecord:
+        rotated = await self._rotation.at_once(asker)
+        if rotated is not None:
+            return rotated
         account, key, move = await self._store.read(partial(_present, asker.account))
         if move is None:
             move = await self._begun(
@@ -200,8 +203,8 @@ class Moves:
         delay_s, since_s, tries = _DELAY_S, self._clock.monotonic_s(), 0
         while tries < _TRIES:
             try:
-                keys, records = await self._store.read(partial(_batch, move.key.account, self._batch))
-                staged = await self._rewrapped(move.key, keys, records)
+                keys, records = await self._store.read(partial(unstaged, move.key.account, self._batch))
+                staged = await rewrapped(self._kms, move.key, keys, records)
             except KmsUnavailable:
                 if self._clock.monotonic_s() - since_s >= self._patience_s:
                     raise
@@ -228,18 +231,6 @@ class Moves:
         except SealcombError as failure:
             # The store itself fails: the move is still there and is taken up again.
             _log.warning("a move waits for the store", account=move.key.account, reason=failure.reason)
-
-    async def _rewrapped(
-        self, new: AccountKey, keys: dict[int, AccountKey], records: list[DataKeyRecord]
-    ) -> list[DataKeyRecord]:
-        staged = []
-        for number, record in enumerate(records, 1):
-            secret = await self._kms.unwrap(keys[record.version], record.wrapping, record.wrapped)
-            wrapped = await self._kms.wrap(new, record.wrapping, secret)
-            staged.append(DataKeyRecord(record.wrapping, new.version, wrapped))
-            if number % _TURN == 0:
-                await asyncio.sleep(0)
-        return staged
 
     # What follows runs inside a transaction.
 
@@ -301,11 +292,6 @@ def _present(account: str, tx: Transaction) -> tuple[AccountRecord, AccountKey, 
     if key is None:
         raise AccountUnknown
     return found, key, tx.move(account)
-
-
-def _batch(account: str, limit: int, tx: Transaction) -> tuple[dict[int, AccountKey], list[DataKeyRecord]]:
-    keys = {key.version: key for key in tx.account_keys(account)}
-    return keys, tx.data_keys_to_rewrap(account, limit)
 
 
 def _allowed(tx: Transaction, move: MoveRecord) -> AccountRecord:

@@ -35,15 +35,17 @@ class Retirements:
         """Remembers, in a transaction that takes keys out of use, those that a KMS is to destroy."""
         tx.retire([key for key in keys if self._kms.is_elsewhere(key)])
 
-    async def destroy(self, account: str, local: Iterable[AccountKey] = ()) -> None:
+    async def destroy(self, account: str, local: Iterable[AccountKey] = (), *, retired: bool = True) -> None:
         """Destroys what an account has retired; what does not succeed now is tried again later.
 
-        `local` are keys that leave memory only: their handles are deleted already.
+        `local` are keys that leave memory only: their handles are deleted already. Without `retired` there
+        are no others.
         """
         for key in local:
             if not self._kms.is_elsewhere(key):
                 await self._kms.destroy_key(key)
-        await self._destroy(account)
+        if retired:
+            await self._destroy(account)
         await self._store.scrub()
 
     async def run(self) -> None:

@@ -173,11 +173,11 @@ asyncio.run(main(*sys.argv[1:]))
     "method",
     [
         "data_keys_to_rewrap",
-        "begin_move",
-        "stage",
+        "all_data_key_ids",
         "add_account_key",
-        "rewrap_data_keys",
+        "rewrap",
         "delete_account_keys_below",
+        "put_in_force",
         "append",
     ],
 )
@@ -236,10 +236,24 @@ async def test_a_rotation_in_another_process_is_noticed(rig: Rig, tmp_path: Path
     await rig.releases.release(rig.asker(account), _RESOURCE, "collection")
 
 
-async def test_a_rotation_that_cannot_keep_up_gives_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rotation_that_cannot_keep_up_gives_up(
+    memory_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Moves, "_switch", lambda *_arguments: None)
     with pytest.raises(Aborted):
-        await rig.moves.rotate(rig.asker(await rig.account()))
+        await memory_rig.moves.rotate(memory_rig.asker(await memory_rig.account()))
+
+
+async def test_a_rotation_in_one_step_that_lost_its_place_becomes_a_move(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data keys that came meanwhile are re-wrapped as well."""
+    account = await rig.account()
+    key = await rig.releases.release(rig.asker(account), _RESOURCE, "collection")
+    monkeypatch.setattr(Transaction, "all_data_key_ids", lambda *_arguments: {"another"})
+    assert (await rig.moves.rotate(rig.asker(account))).version == 2
+    assert rig.sql("select distinct version from data_keys") == [(2,)]
+    assert await rig.releases.release(rig.asker(account), _RESOURCE, "collection") == key
 
 
 async def test_a_disabled_key_is_not_rotated_and_the_attempt_is_recorded(rig: Rig) -> None:

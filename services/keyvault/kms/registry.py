@@ -21,8 +21,9 @@ from services.keyvault.kms.protocol import KeyReference, Kms
 from services.keyvault.records import AccountKey, Wrapping
 
 _ADOPTED = b"adopted\0"
+_FILE = "file"
 # A key of theirs is in its handle, so that deleting that destroys it.
-_LOCAL = frozenset({"file", "aws-root"})
+_LOCAL = frozenset({_FILE, "aws-root"})
 
 
 class ProviderMissing(FailedPrecondition):
@@ -84,6 +85,10 @@ class KmsRegistry:
     def is_elsewhere(self, key: AccountKey) -> bool:
         """Whether the key is one of our own that its KMS must be asked to destroy."""
         return key.provider not in _LOCAL and not marks_adopted(key.handle)
+
+    def is_local(self, key: AccountKey) -> bool:
+        """Whether wrapping under the key asks nobody: it is in this process."""
+        return key.provider == _FILE
 
     def reference_of(self, key: AccountKey) -> KeyReference | None:
         """Which key it is in its owner's words; None for one of our own."""
