@@ -25,6 +25,8 @@ from services.keyvault.release_servicer import asker_of
 from services.keyvault.resealing import Resealing
 from services.keyvault.vault import Vault
 
+# ARNs have at most 200, transit's names and PKCS#11's labels some hundred.
+_KEY_NAME_CHARS_MAX = 512
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 _STATES = {
@@ -67,6 +69,8 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     ) -> key_service_pb2.BindKeyResponse:
         """Moves the account to a key that it brings, or back."""
         provider, reference = _wanted(request)
+        if reference is not None and not 1 <= len(reference.key) <= _KEY_NAME_CHARS_MAX:
+            raise invalid("key", f"must be named by 1 to {_KEY_NAME_CHARS_MAX} characters")
         account = await self._moves.bind(asker_of(context), provider, reference)
         return key_service_pb2.BindKeyResponse(key=await self._described(account))
 

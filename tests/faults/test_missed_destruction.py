@@ -1,4 +1,4 @@
-"""A service that was not there when keys were destroyed removes what they sealed once it is back (D22)."""
+"""A service that was not there when keys were destroyed removes what they sealed once it is back (F8)."""
 
 from __future__ import annotations
 

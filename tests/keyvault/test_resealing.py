@@ -1,4 +1,4 @@
-"""New data keys: the old ones open until nothing is sealed under them, and go only then (D20)."""
+"""New data keys: the old ones open until nothing is sealed under them, and go only then (D6, D20)."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_a_key_that_is_off_is_neither_renewed_nor_tidied(rig: Rig) -> None
 
 
 async def test_a_key_that_was_released_often_enough_has_another_take_its_place(rig: Rig) -> None:
-    """The limit of one data key's use, here a tiny one; opening wears nothing."""
+    """D6: the limit of one data key's use, here a tiny one; opening wears nothing."""
     limited = Releases(rig.store, rig.registry, rig.events, rig.clock, rig.completion, releases_max=3)
     account = await rig.account()
     asker, resource = rig.asker(account), ids.new_id()

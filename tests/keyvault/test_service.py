@@ -269,6 +269,8 @@ async def test_a_key_is_bound_by_its_owner_alone_and_only_where_there_is_a_kms_f
         key_service_pb2.BindKeyRequest(aws=key_service_pb2.AwsKey(arn="arn")),
         key_service_pb2.BindKeyRequest(transit=key_service_pb2.TransitKey(mount="m", name="n")),
         key_service_pb2.BindKeyRequest(pkcs11=key_service_pb2.Pkcs11Key(label="l")),
+        key_service_pb2.BindKeyRequest(pkcs11=key_service_pb2.Pkcs11Key(label="l" * 100_000)),
+        key_service_pb2.BindKeyRequest(pkcs11=key_service_pb2.Pkcs11Key()),
     ):
         with pytest.raises(grpc.RpcError) as refused:
             await service.public(_KEYS + "BindKey", request)
@@ -387,7 +389,7 @@ async def test_a_watch_that_was_lost_comes_back(service: _Service) -> None:
 
 
 async def test_what_was_destroyed_meanwhile_is_told_until_it_is_removed(service: _Service) -> None:
-    """D22: each service on its own, in order, and again after an error; nobody removes the future."""
+    """F8: each service on its own, in order, and again after an error; nobody removes the future."""
     first, second = ids.new_id(), ids.new_id()
     for resource in (first, second):
         with service.calling(_DELETE):

@@ -1,4 +1,4 @@
-"""Accounts move to keys that they bring, and back, while their data is in use (D1, D8, D20, D22)."""
+"""Accounts move to keys that they bring, and back, while their data is in use (D1, D8, D20, F9)."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ async def test_a_move_that_was_killed_goes_on_where_it_was(
 
 
 async def test_what_is_destroyed_in_the_middle_leaves_nothing_behind(home: Home, customer: Customer) -> None:
-    """D22: a collection's keys, and then the account's; neither key is left with anything."""
+    """F9: a collection's keys, and then the account's; neither key is left with anything."""
     account, keys = await home.filled(40)
     customer.permit(account)
     customer.fake.faults.delay_s = 0.02
@@ -430,7 +430,7 @@ async def test_an_account_that_is_turned_off_in_the_middle_stays_where_it_is(
 
 
 async def test_a_key_that_its_kms_cannot_destroy_now_is_destroyed_later(home: Home, fake: AwsFake) -> None:
-    """D22: an answer that was lost, or a crash, leaves no key of ours at work for ever."""
+    """F9: an answer that was lost, or a crash, leaves no key of ours at work for ever."""
     aws = AwsKms(aws_client(fake, 10.0))
     home.provide(home.kms, default=aws)
     account, keys = await home.filled(2)

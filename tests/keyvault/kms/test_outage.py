@@ -1,4 +1,4 @@
-"""A keyvault process whose KMS is silent, slow or asked too much, as the services see it (D14, D23, D24).
+"""A keyvault process whose KMS is silent, slow or asked too much, as the services see it (D12, D13, D14).
 
 What the services hold goes on until its time, then the answer is UNAVAILABLE and never "disabled";
 what one account asks for costs the others nothing.
@@ -106,7 +106,7 @@ async def _outcome(call: Any) -> str:
 async def test_what_a_service_holds_goes_on_without_the_kms_and_then_says_unavailable(
     services: Services, fake: AwsFake
 ) -> None:
-    """D14: not "disabled", nothing destroyed; it works again as soon as the KMS does."""
+    """D12: not "disabled", nothing destroyed; it works again as soon as the KMS does."""
     account = await services.new_account()
     resource, other = ids.new_id(), ids.new_id()
     held = DataKeys(services.vectorstore, SystemClock(), _TTL_S)
@@ -168,7 +168,7 @@ async def test_a_replica_that_is_told_nothing_stops_after_the_time_that_it_holds
 async def test_one_accounts_storm_on_a_slow_key_leaves_the_others_alone(
     services: Services, fake: AwsFake
 ) -> None:
-    """D23: one call in flight for the account in its KMS, and 99.9 % of the others' calls succeed."""
+    """D13: one call in flight for the account in its KMS, and 99.9 % of the others' calls succeed."""
     stormy = await services.new_account()
     slow = next(iter(key.arn for key in fake.states.keys.values() if key.tags["sealcomb:account"] == stormy))
     others = [await services.new_account() for _ in range(5)]
@@ -206,7 +206,7 @@ async def test_one_accounts_storm_on_a_slow_key_leaves_the_others_alone(
 async def test_an_error_of_the_network_never_reads_as_disabled(
     fake: AwsFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D14: in the provider; and the twin, where it would be taken for a refusal."""
+    """D12: in the provider; and the twin, where it would be taken for a refusal."""
     kms = AwsKms(aws_client(fake))
     key = await kms.new_key(ids.new_id(), 1)
     wrapping = Wrapping(key.account, ids.new_id(), "collection", ids.new_id())
