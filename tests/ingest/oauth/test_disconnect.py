@@ -11,6 +11,7 @@ import pytest
 
 from sealcomb.v1 import ingestion_service_pb2 as ingestion
 from sealcomb.v1 import source_service_pb2 as pb
+from services.common.errors import Unavailable
 from services.ingest.connections import oauth
 from services.ingest.connections.records import Revoked
 from services.ingest.connections.service import Connections
@@ -186,3 +187,25 @@ async def test_a_disconnection_is_finished_though_its_caller_leaves(rig: Rig, wo
     await asyncio.gather(task, return_exceptions=True)
     await eventually(lambda: left(rig) == 0)
     assert world.one.count("request", path="/token/revocation") == before + 2
+
+
+async def test_a_disconnection_that_was_cut_short_is_completed_by_the_next(
+    rig: Rig, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E10: after a kill in the middle nothing uses the connection, and a repeated call ends it."""
+    connection = await connect(rig, world)
+    revoke = Connections._revoke
+
+    async def fail(*_arguments: Any) -> Revoked:
+        raise Unavailable("the process is gone")
+
+    monkeypatch.setattr(Connections, "_revoke", fail)
+    assert (await refused(disconnect(rig, connection)))[0] == "UNAVAILABLE"
+    shown = (await call(rig, "ListConnections", pb.ListConnectionsRequest())).connections
+    assert [one.state for one in shown] == [pb.CONNECTION_STATE_DISCONNECTING]
+    request = ingestion.CreateIngestionRequest(collection="notes", connection_id=connection.id)
+    assert (await refused(call(rig, "CreateIngestion", request)))[0] == "CONNECTION_REFUSED"
+    monkeypatch.setattr(Connections, "_revoke", revoke)
+    # Its key is destroyed, so the provider cannot be told any more, and that is said.
+    assert (await disconnect(rig, connection)).revocation == pb.REVOCATION_FAILED
+    assert left(rig) == 0
