@@ -19,6 +19,25 @@ from services.standalone.pki import Installation
 # The order of starting; they stop in the opposite one, so the edge refuses new calls first.
 SERVICE_ORDER = ("keyvault", "vectorstore", "ingest", "gateway")
 _MODEL_DIR = Path(sys.prefix) / "share" / "sealcomb" / "models" / "all-minilm-l6-v2"
+_KEYVAULT_SETTINGS = (
+    "aged_key_s",
+    "kms",
+    "kms_timeout_s",
+    "kms_calls_per_second",
+    "aws_region",
+    "aws_account_id",
+    "aws_endpoint_url",
+    "aws_ca_file",
+    "aws_root_key_arn",
+    "transit_url",
+    "transit_mount",
+    "transit_token_file",
+    "transit_ca_file",
+    "transit_namespace",
+    "pkcs11_module",
+    "pkcs11_token",
+    "pkcs11_pin_file",
+)
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
 
 
@@ -58,6 +77,23 @@ class StandaloneSettings(BaseSettings):
     ingestion_runs: str = ""
     ingestion_lease_s: str = ""
     ingestion_full_listing_s: str = ""
+    # Keyvault's own settings of KMSs beside the root key file (docs/kms.md), which it checks itself.
+    kms: str = ""
+    kms_timeout_s: str = ""
+    kms_calls_per_second: str = ""
+    aws_region: str = ""
+    aws_account_id: str = ""
+    aws_endpoint_url: str = ""
+    aws_ca_file: Path | None = None
+    aws_root_key_arn: str = ""
+    transit_url: str = ""
+    transit_mount: str = ""
+    transit_token_file: Path | None = None
+    transit_ca_file: Path | None = None
+    transit_namespace: str = ""
+    pkcs11_module: Path | None = None
+    pkcs11_token: str = ""
+    pkcs11_pin_file: Path | None = None
     calls_per_second: float | None = None
     burst: int | None = None
     data_key_ttl_s: float | None = None
@@ -125,8 +161,9 @@ class Layout:
         return environment
 
     def _keyvault(self) -> dict[str, str]:
-        aged_key_s = self.settings.aged_key_s
-        return ({} if aged_key_s is None else {"AGED_KEY_S": str(aged_key_s)}) | {
+        said = {name: getattr(self.settings, name) for name in _KEYVAULT_SETTINGS}
+        said |= {name: path.absolute() for name, path in said.items() if isinstance(path, Path)}
+        return {name.upper(): str(value) for name, value in said.items() if value} | {
             "CONTEXT_KEY_FILE": str(self.installation.context_key_file("keyvault")),
             "ROOT_KEY_FILE": str(self.installation.root_key_file),
         }

@@ -83,6 +83,11 @@ class Bao:
         """The provider on this server."""
         return TransitKms(self.url, "transit", self.token_file, **{"ca_file": self.ca_file, **values})
 
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
     def stop(self) -> None:
         """Ends the server."""
         self._process.terminate()
