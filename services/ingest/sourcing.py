@@ -137,7 +137,7 @@ class Sourcing:
         await self.ingestions.keys_gone(account, resource, for_good=for_good)
 
     async def close(self) -> None:
-        """Gives the leases back, wipes the tokens, and waits for refreshes and disconnections."""
+        """Gives the leases back, wipes the tokens, and waits for what was begun at providers."""
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)

@@ -137,7 +137,7 @@ class Connections:
         self._jobs = jobs
         self._clock = clock
         self._new_secret = new_secret
-        self._endings = Unbroken()
+        self._unbroken = Unbroken()
 
     async def begin(self, wish: Wish) -> Begun:
         """Begins a connection. Raises InvalidArgument, ResourceExhausted, ProviderRefused."""
@@ -171,7 +171,14 @@ class Connections:
         return Begun(flow.connection_id, url, state, expire_ms, profile.scopes)
 
     async def complete(self, grant: Grant) -> Connection:
-        """Completes a connection. Raises InvalidArgument (state, iss), ProviderRefused, GrantPending."""
+        """Completes a connection, even if the caller leaves: a code that was sent must not be in vain.
+
+        Raises InvalidArgument (state, iss), ProviderRefused, GrantPending.
+        """
+        # A name of its own: of two who complete, one wins.
+        return await self._unbroken.run(object(), lambda: self._complete(grant))
+
+    async def _complete(self, grant: Grant) -> Connection:
         account, state_hash = current_account(), hash_of(grant.state)
         row = await asyncio.to_thread(self._store.find_flow, account, state_hash, self._now_ms())
         if row is None:
@@ -202,14 +209,14 @@ class Connections:
     async def disconnect(self, connection_id: str, *, delete_documents: bool) -> Disconnected:
         """Ends a connection for good, even if the caller leaves; it may be repeated. Raises NotFound."""
         row = await self._row(connection_id)
-        return await self._endings.run(
+        return await self._unbroken.run(
             (row.account, row.id, delete_documents),
             lambda: self._disconnect(row.account, row.id, delete_documents=delete_documents),
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits for disconnections that are on their way."""
-        await self._endings.drain(timeout_s)
+        """Waits for what was begun at a provider."""
+        await self._unbroken.drain(timeout_s)
 
     async def _disconnect(self, account: str, id_: str, *, delete_documents: bool) -> Disconnected:
         await asyncio.to_thread(self._store.begin_disconnecting, account, id_)
@@ -292,7 +299,12 @@ class Connections:
                 reason="SCOPES_MISSING",
             )
         description = replace(flow.description, scopes_granted=tokens.scopes)
-        return await self._add(flow.connection_id, description, Secrets(tokens, flow.client))
+        try:
+            return await self._add(flow.connection_id, description, Secrets(tokens, flow.client))
+        except SealcombError:
+            # Nobody would know of a grant that is not kept.
+            await self._oauth.revoke(profile, client, tokens)
+            raise
 
     async def _add(self, id_: str, description: Description, opened: Secrets) -> Connection:
         account, now_ms = current_account(), self._now_ms()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from sealcomb.v1 import ingestion_service_pb2 as ingestion
 from sealcomb.v1 import source_service_pb2 as pb
+from services.ingest.connections import store
+from services.ingest.connections.service import Connections
 from tests.attacks.canary import files_below
 from tests.ingest.jobs.rig import call, create, ended, sql, texts
 from tests.ingest.oauth.dance import REDIRECT, World, begin, complete, connect, refused, types_of
-from tests.ingest.rig import OTHER_ACCOUNT, Rig
+from tests.ingest.rig import OTHER_ACCOUNT, Rig, eventually
 
 
 async def test_a_granted_connection_brings_documents_in(rig: Rig, world: World) -> None:
@@ -241,3 +244,40 @@ async def test_less_than_was_asked_for_is_no_connection(rig: Rig, world: World) 
     assert (await refused(complete(rig, brought)))[0] == "SCOPES_MISSING"
     assert world.one.count("request", path="/token/revocation") > before
     assert not (await call(rig, "ListConnections", pb.ListConnectionsRequest())).connections
+
+
+async def test_a_grant_that_cannot_be_kept_is_revoked(
+    rig: Rig, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E10: what nobody would know of must not live on at the provider."""
+    monkeypatch.setattr(store, "CONNECTIONS_MAX", 0)
+    begun = await begin(rig)
+    brought = await world.user.grant(begun.authorization_url, REDIRECT)
+    before = world.one.count("request", path="/token/revocation")
+    assert (await refused(complete(rig, brought)))[0] == "CONNECTIONS_MAX"
+    assert world.one.count("request", path="/token/revocation") == before + 2
+
+
+async def test_a_code_that_was_sent_becomes_a_connection_though_its_caller_leaves(
+    rig: Rig, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E10: between the provider's answer and the row a cancellation changes nothing."""
+    begun = await begin(rig)
+    brought = await world.user.grant(begun.authorization_url, REDIRECT)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    connect_now = Connections._connect
+
+    async def wait(self: Connections, *arguments: Any) -> Any:
+        reached.set()
+        await go_on.wait()
+        return await connect_now(self, *arguments)
+
+    monkeypatch.setattr(Connections, "_connect", wait)
+    task = asyncio.create_task(complete(rig, brought))
+    await reached.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    go_on.set()
+    await eventually(lambda: bool(sql(rig, "select 1 from connections")))
+    shown = (await call(rig, "ListConnections", pb.ListConnectionsRequest())).connections
+    assert [one.state for one in shown] == [pb.CONNECTION_STATE_CONNECTED]
