@@ -85,10 +85,15 @@ class Originals:
     ) -> str:
         """Seals and stores an original, unsettled until `keep` or `discard`; its object key."""
         key = await self._keys.current(collection_id, PURPOSE)
-        object_key = await self.unsettle(account, collection_id, document_id, commit_within_s)
+        row = self._unsettled(account, collection_id, document_id, commit_within_s, "")
         identity = Identity(account, collection_id, _KIND, document_id)
-        await asyncio.to_thread(self._objects.put, object_key, _sealed(key, identity, parts))
-        return object_key
+
+        def store() -> None:
+            self._store.add_unsettled(row)
+            self._objects.put(row.object_key, _sealed(key, identity, parts))
+
+        await asyncio.to_thread(store)
+        return row.object_key
 
     async def put(self, account: str, collection_id: str, object_id: str, parts: Sequence[bytes]) -> None:
         """Seals and stores an original that its caller remembers already, under an id of its own."""
@@ -109,11 +114,16 @@ class Originals:
 
         The key is the document's, unless it is given: versions of one document have one object each.
         """
+        row = self._unsettled(account, collection_id, document_id, commit_within_s, object_key)
+        await asyncio.to_thread(self._store.add_unsettled, row)
+        return row.object_key
+
+    def _unsettled(
+        self, account: str, collection_id: str, document_id: str, commit_within_s: float, object_key: str
+    ) -> Unsettled:
         object_key = object_key or f"{account}/{collection_id}/{document_id}"
         settle_after_ms = int((self._clock.now_s() + commit_within_s + _SETTLE_MARGIN_S) * 1000)
-        row = Unsettled(object_key, account, collection_id, document_id, settle_after_ms)
-        await asyncio.to_thread(self._store.add_unsettled, row)
-        return object_key
+        return Unsettled(object_key, account, collection_id, document_id, settle_after_ms)
 
     async def keep(self, object_key: str) -> None:
         """Settles an original whose record is there."""
