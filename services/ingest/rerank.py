@@ -20,6 +20,7 @@ import structlog
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, SealcombError
 from services.ingest.embedders.local import OnnxCrossEncoder
+from services.ingest.embedders.pool import step_back
 
 CANDIDATES = 50
 RERANKER_OFF = "RERANKER_OFF"
@@ -61,7 +62,10 @@ class Reranker:
         self._timeout_s = timeout_s
         self._searches = 0
         self._threads = ThreadPoolExecutor(
-            threads or len(os.sched_getaffinity(0)), thread_name_prefix="rerank"
+            threads or len(os.sched_getaffinity(0)),
+            thread_name_prefix="rerank",
+            # A search that asks for it waits for long anyway; others must not wait for it.
+            initializer=step_back,
         )
 
     def check(self) -> None:

@@ -192,7 +192,7 @@ class EmbeddingPool:
     def _serve(self, lane: tuple[Priority, ...]) -> None:
         _show_name()
         if Priority.BULK in lane:
-            _step_back()
+            step_back()
         self._work(lane)
 
     def _work(self, lane: tuple[Priority, ...]) -> None:
@@ -243,7 +243,7 @@ class EmbeddingPool:
             thread.join()
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """Lets others go first on a core; only Linux does this for one thread, elsewhere it is left."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
