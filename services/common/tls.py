@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from services.common.secretfiles import read_secret_file
 
@@ -29,12 +30,20 @@ class TlsFiles:
     folder: Path
 
     def read(self) -> TlsMaterial:
-        """The files' present content. Raises ValueError for a key that others may read."""
-        return TlsMaterial(
+        """The files' present content.
+
+        Raises ValueError for a key that others may read, or one that is not the certificate's, as in the
+        middle of a renewal.
+        """
+        material = TlsMaterial(
             (self.folder / "ca.pem").read_bytes(),
             (self.folder / "cert.pem").read_bytes(),
             read_secret_file(self.folder / "key.pem", _KEY_BYTES_MAX),
         )
+        certificate = x509.load_pem_x509_certificate(material.certificate)
+        if certificate.public_key() != load_pem_private_key(material.key, None).public_key():
+            raise ValueError("key.pem is not the key of cert.pem; put both in place")
+        return material
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,15 @@ class GatewaySettings(ServiceSettings):
 
     # Calls that one replica of a service may have under way, streams aside; more are refused at once.
     edge_calls_in_flight_max: int = Field(default=512, ge=1, le=100_000)
+    # New connections a second in all; twice as many may come at once.
+    edge_connections_per_second: int = Field(default=500, ge=1, le=100_000)
+    # CA certificates (PEM) of clients; with them, clients must show a certificate of theirs, or may.
+    edge_client_ca_file: Path | None = None
+    edge_client_certificate_required: bool = True
+    # What stands in front of the edge and says the clients' addresses: a balancer by PROXY protocol, or so
+    # many proxies by x-forwarded-for. Neither is believed unless it is set.
+    edge_proxy_protocol: bool = False
+    edge_trusted_hops: int = Field(default=0, ge=0, le=10)
     edge_connections_max: int = Field(default=10_000, ge=1, le=1_000_000)
     edge_memory_bytes_max: int = Field(default=1 << 30, ge=1 << 27)
     # Largest request of a method that does not stream.

@@ -240,6 +240,11 @@ def edge_plan(settings: GatewaySettings, policy_port: int) -> EdgePlan:
         cors_origins=settings.cors_origins,
         descriptors=public_descriptors(),
         log_addresses=settings.access_log_addresses,
+        connections_per_second=settings.edge_connections_per_second,
+        client_ca_file=settings.edge_client_ca_file and settings.edge_client_ca_file.absolute(),
+        client_certificate_required=settings.edge_client_certificate_required,
+        proxy_protocol=settings.edge_proxy_protocol,
+        trusted_hops=settings.edge_trusted_hops,
     )
 
 

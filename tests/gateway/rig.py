@@ -306,8 +306,8 @@ class Edge:
             **self.settings,
         }
 
-    def start(self) -> None:
-        """Starts the process and waits until the edge says SERVING."""
+    def start(self, *, waits: bool = True) -> None:
+        """Starts the process and waits until the edge says SERVING, which not every edge says to anybody."""
         log = (self.folder / "gateway.log").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "services.gateway.main"],
@@ -317,7 +317,8 @@ class Edge:
             cwd=self.folder,
         )
         log.close()
-        self.wait_serving()
+        if waits:
+            self.wait_serving()
 
     def wait_serving(self, timeout_s: float = 20.0) -> None:
         """Waits until the edge says SERVING."""
@@ -468,7 +469,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_edge(folder: Path, **settings: str) -> Iterator[Edge]:
+def running_edge(folder: Path, waits: bool = True, /, **settings: str) -> Iterator[Edge]:
     """A whole edge; settings are environment names without their prefix."""
     installation = ensure_installation(folder / "keys")
     backends = Backends(installation)
@@ -476,7 +477,7 @@ def running_edge(folder: Path, **settings: str) -> Iterator[Edge]:
     named = {f"SEALCOMB_{name.upper()}": value for name, value in settings.items()}
     edge = Edge(folder, installation, backends, free_port(), named)
     try:
-        edge.start()
+        edge.start(waits=waits)
         yield edge
     finally:
         if edge.process is not None:

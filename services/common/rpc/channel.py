@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from services.common.clock import SystemClock
 from services.common.context import HEADER, ContextRefused, current_caller
 from services.common.rpc.credentials import channel_credentials
+from services.common.rpc.renewed import RenewedChannel
 from services.common.rpc.server import MESSAGE_BYTES_MAX
 from services.common.rpc.status import error_from_call
-from services.common.tls import TlsFiles, host_of
+from services.common.tls import TlsFiles, TlsMaterial, host_of
 
 _DEADLINE_S = 15.0
 _Response = TypeVar("_Response")
@@ -24,23 +26,28 @@ def open_channel(address: str, service: str, tls: TlsFiles) -> grpc.aio.Channel:
     """A channel to a service, whose certificate must name it.
 
     `address` may be several replicas' IP addresses, separated by commas, or a name that stands for
-    several; calls then take turns among those that can be reached.
+    several; calls then take turns among those that can be reached. Renewed TLS files are followed.
     """
-    return grpc.aio.secure_channel(
-        target_of(address),
-        channel_credentials(tls),
-        options=(
-            # The certificate names the service, not the address that finds it.
-            ("grpc.ssl_target_name_override", host_of(service)),
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 200),
-            ("grpc.enable_retries", 0),
-            ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-        ),
+    target = target_of(address)
+
+    def make(material: TlsMaterial) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(target, channel_credentials(material), options=_options(service))
+
+    return RenewedChannel(make, tls, SystemClock().monotonic_s)
+
+
+def _options(service: str) -> tuple[tuple[str, str | int], ...]:
+    return (
+        # The certificate names the service, not the address that finds it.
+        ("grpc.ssl_target_name_override", host_of(service)),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 200),
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     )
 
 

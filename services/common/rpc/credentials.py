@@ -34,7 +34,6 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
-    """Client credentials with our certificate, trusting our CA alone."""
-    material = files.read()
+def channel_credentials(material: TlsMaterial) -> grpc.ChannelCredentials:
+    """Client credentials with this certificate, trusting our CA alone."""
     return grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)

@@ -7,6 +7,7 @@ the path; there is no query, no header of a client, no token and no name.
 from __future__ import annotations
 
 from services.common.methods import HEALTH_METHODS
+from services.gateway.envoy.clients import logged_address
 from services.gateway.envoy.plan import TYPE, EdgePlan, Json
 from services.gateway.ext_authz import ACCOUNT_HEADER
 
@@ -29,7 +30,7 @@ def access_log(plan: EdgePlan) -> Json:
         "account": f"%REQ({ACCOUNT_HEADER.upper()})%",
     }
     if plan.log_addresses:
-        fields["address"] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
+        fields["address"] = logged_address(plan)
     return {
         "name": "access",
         "filter": _not_to(HEALTH_METHODS[0]),

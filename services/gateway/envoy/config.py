@@ -14,7 +14,7 @@ from services.gateway.envoy.clusters import policy_cluster, service_cluster
 from services.gateway.envoy.http_listener import http_listener
 from services.gateway.envoy.listener import edge_listener
 from services.gateway.envoy.metrics import stats_config
-from services.gateway.envoy.plan import SDS_CA, SDS_EDGE, SDS_INNER, TYPE, EdgePlan, Json
+from services.gateway.envoy.plan import SDS_CA, SDS_CLIENT_CA, SDS_EDGE, SDS_INNER, TYPE, EdgePlan, Json
 
 
 def bootstrap(plan: EdgePlan) -> Json:
@@ -45,16 +45,14 @@ def bootstrap(plan: EdgePlan) -> Json:
 def secrets(plan: EdgePlan) -> dict[str, Json]:
     """The files by which Envoy finds certificates, by name; it follows what is renamed into place."""
     edge, inner = plan.edge_tls_dir, plan.inner_tls_dir
+    client_ca = {}
+    if plan.client_ca_file is not None:
+        client_ca = {f"sds-{SDS_CLIENT_CA}.json": _authorities(SDS_CLIENT_CA, plan.client_ca_file)}
     return {
+        **client_ca,
         "sds-edge.json": _secret(SDS_EDGE, tls_certificate=_certificate(edge)),
         "sds-inner.json": _secret(SDS_INNER, tls_certificate=_certificate(inner)),
-        "sds-inner-ca.json": _secret(
-            SDS_CA,
-            validation_context={
-                "trusted_ca": {"filename": str(inner / "ca.pem")},
-                "watched_directory": {"path": str(inner)},
-            },
-        ),
+        "sds-inner-ca.json": _authorities(SDS_CA, inner / "ca.pem"),
     }
 
 
@@ -108,6 +106,11 @@ def _overload(plan: EdgePlan) -> Json:
 def _secret(name: str, **content: Json) -> Json:
     resource = {"@type": TYPE + "extensions.transport_sockets.tls.v3.Secret", "name": name, **content}
     return {"resources": [resource]}
+
+
+def _authorities(name: str, file: Path) -> Json:
+    context = {"trusted_ca": {"filename": str(file)}, "watched_directory": {"path": str(file.parent)}}
+    return _secret(name, validation_context=context)
 
 
 def _certificate(folder: Path) -> Json:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from services.common.methods import GATEWAY, PUBLIC_METHODS
 from services.common.rpc.problem import PROBLEM_WANTED_HEADER
-from services.gateway.envoy.headers import CLIENT_HEADERS
 from services.gateway.envoy.listener import FILTERS, edge_listener, header_allow_list
 from services.gateway.envoy.plan import EdgePlan, Json, socket_address
 from services.gateway.envoy.problems import PROBLEM_SCRIPT
@@ -49,7 +48,7 @@ def http_listener(plan: EdgePlan, listen: str) -> Json:
     manager |= {
         "stat_prefix": HTTP_LISTENER,
         "codec_type": "AUTO",
-        "early_header_mutation_extensions": [header_allow_list((*CLIENT_HEADERS, *_DOOR_HEADERS))],
+        "early_header_mutation_extensions": [header_allow_list(plan, _DOOR_HEADERS)],
         "http_filters": [
             # Outermost, so that it sees every answer of the others.
             _filter("problems", _problems()),

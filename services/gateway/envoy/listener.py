@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 
 from services.common.context import HEADER
 from services.common.errors import (
@@ -23,7 +22,14 @@ from services.gateway.envoy.balancing import (
     hash_policy,
     retry_policy,
 )
-from services.gateway.envoy.headers import CLIENT_HEADERS, unlisted_pattern
+from services.gateway.envoy.clients import (
+    certificate_demand,
+    early_address,
+    late_address,
+    listed_headers,
+    listener_filters,
+)
+from services.gateway.envoy.headers import unlisted_pattern
 from services.gateway.envoy.plan import (
     CONNECTION_WINDOW_BYTES,
     POLICY_CLUSTER,
@@ -47,7 +53,6 @@ from services.gateway.ext_authz import ACCOUNT_HEADER, ADDRESS_HEADER
 
 FILTERS = TYPE + "extensions.filters.http."
 _EXT_AUTHZ_FILTER, _BUFFER_FILTER, _LIMIT_FILTER = "ext_authz", "buffer", "local_ratelimit"
-_CLIENT_ADDRESS = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 _IDLE_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
 _HEALTH_CALLS_PER_SECOND = 100
@@ -57,6 +62,7 @@ _MESSAGE_PREFIX_BYTES = 5
 
 def edge_listener(plan: EdgePlan) -> Json:
     """The one listener that faces clients."""
+    demand, validation = certificate_demand(plan)
     return {
         "name": "edge",
         "address": socket_address(plan.listen),
@@ -64,6 +70,7 @@ def edge_listener(plan: EdgePlan) -> Json:
         "enable_reuse_port": False,
         "connection_balance_config": {"exact_balance": {}},
         "per_connection_buffer_limit_bytes": CONNECTION_WINDOW_BYTES,
+        "listener_filters": listener_filters(plan),
         "filter_chains": [
             {
                 "transport_socket_connect_timeout": "5s",
@@ -71,10 +78,12 @@ def edge_listener(plan: EdgePlan) -> Json:
                     "name": "tls",
                     "typed_config": {
                         "@type": TYPE + "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                        **demand,
                         "common_tls_context": {
                             "tls_params": TLS13,
                             "alpn_protocols": ["h2"],
                             "tls_certificate_sds_secret_configs": [sds_config(plan, SDS_EDGE)],
+                            **validation,
                         },
                     },
                 },
@@ -120,14 +129,16 @@ def _connection_manager(plan: EdgePlan) -> Json:
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         "use_remote_address": True,
         "skip_xff_append": True,
+        "xff_num_trusted_hops": plan.trusted_hops,
         # The id is never the client's, and every answer has it.
         "generate_request_id": True,
         "always_set_request_id_in_response": True,
         "access_log": [access_log(plan)],
-        "early_header_mutation_extensions": [header_allow_list(CLIENT_HEADERS)],
+        "early_header_mutation_extensions": [header_allow_list(plan)],
         "local_reply_config": _local_replies(plan),
         "http_filters": [
             {"name": _LIMIT_FILTER, "typed_config": _local_limit()},
+            *late_address(plan, ADDRESS_HEADER),
             {"name": _EXT_AUTHZ_FILTER, "typed_config": _ext_authz(plan)},
             {"name": _BUFFER_FILTER, "typed_config": _buffer(plan)},
             {
@@ -161,8 +172,9 @@ def _connection_manager(plan: EdgePlan) -> Json:
     }
 
 
-def header_allow_list(names: Iterable[str]) -> Json:
+def header_allow_list(plan: EdgePlan, more: tuple[str, ...] = ()) -> Json:
     """What removes every other header of a client before any filter sees it."""
+    names = (*listed_headers(plan), *more)
     hint = f"%REQ({COLLECTION_HEADER}):{COLLECTION_CHARACTERS}%"
     return {
         "name": "header-allow-list",
@@ -173,7 +185,7 @@ def header_allow_list(names: Iterable[str]) -> Json:
                 {"append": _header(SIZE_HEADER, "%REQUEST_HEADERS_BYTES%", "OVERWRITE_IF_EXISTS_OR_ADD")},
                 {"append": _header(COLLECTION_HEADER, hint, "OVERWRITE_IF_EXISTS")},
                 {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": unlisted_pattern(names)}}}},
-                {"append": _header(ADDRESS_HEADER, _CLIENT_ADDRESS, "OVERWRITE_IF_EXISTS_OR_ADD")},
+                {"append": _header(ADDRESS_HEADER, early_address(plan), "OVERWRITE_IF_EXISTS_OR_ADD")},
             ],
         },
     }

@@ -9,7 +9,7 @@ from typing import Any
 Json = dict[str, Any]
 
 TYPE = "type.googleapis.com/envoy."
-SDS_EDGE, SDS_INNER, SDS_CA = "edge", "inner", "inner-ca"
+SDS_EDGE, SDS_INNER, SDS_CA, SDS_CLIENT_CA = "edge", "inner", "inner-ca", "client-ca"
 STREAM_WINDOW_BYTES = 64 * 1024
 CONNECTION_WINDOW_BYTES = 1024 * 1024
 POLICY_CLUSTER = "ext_authz"
@@ -43,6 +43,14 @@ class EdgePlan:
     descriptors: bytes = b""
     # Whether the access log has the addresses of clients.
     log_addresses: bool = True
+    # New connections a second in all, and twice as many at once.
+    connections_per_second: int = 500
+    # Whose certificates clients must show (or may, if not required); None: nobody's.
+    client_ca_file: Path | None = None
+    client_certificate_required: bool = True
+    # Who in front says the client's address: a balancer by PROXY protocol, or so many proxies by header.
+    proxy_protocol: bool = False
+    trusted_hops: int = 0
 
     @property
     def policy_socket(self) -> Path:
