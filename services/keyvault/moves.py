@@ -12,6 +12,7 @@ A KMS that keeps silent is asked again for a while. Whatever a KMS refuses ends 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -42,8 +43,9 @@ from services.keyvault.transaction import Transaction
 
 _log = structlog.get_logger("keyvault-moves")
 BIND = "key.bind"
-# A batch is what a crash may cost; small enough for a slow KMS, large enough for a commit.
+# A batch is what a crash or one failed call may cost: large where nobody is asked, small where a KMS is.
 _BATCH = 256
+_BATCH_ELSEWHERE = 32
 _TRIES = 10
 _LOOK_S = 30.0
 _RESUMED_AT_ONCE = 32
@@ -186,10 +188,15 @@ class Moves:
         try:
             await self._store.write(partial(self._begin, move))
         except SealcombError:
-            # Nothing was ever wrapped under it.
-            await self._kms.destroy_key(key)
+            await self._discard(key)
             raise
         return move
+
+    async def _discard(self, key: AccountKey) -> None:
+        """Destroys a key that nothing was ever wrapped under."""
+        with contextlib.suppress(SealcombError):
+            await self._store.write(lambda tx: self._retirements.retire(tx, [key]))
+        await self._retirements.destroy(key.account, [key])
 
     async def _carried(self, move: MoveRecord) -> AccountRecord:
         """The account under its new key. Raises what ended the move, with the old key in force."""
@@ -201,9 +208,10 @@ class Moves:
 
     async def _carry(self, move: MoveRecord) -> AccountRecord:
         delay_s, since_s, tries = _DELAY_S, self._clock.monotonic_s(), 0
+        batch = self._batch if self._kms.is_local(move.key) else min(self._batch, _BATCH_ELSEWHERE)
         while tries < _TRIES:
             try:
-                keys, records = await self._store.read(partial(unstaged, move.key.account, self._batch))
+                keys, records = await self._store.read(partial(unstaged, move.key.account, batch))
                 staged = await rewrapped(self._kms, move.key, keys, records)
             except KmsUnavailable:
                 if self._clock.monotonic_s() - since_s >= self._patience_s:
@@ -212,7 +220,7 @@ class Moves:
                 delay_s = min(2 * delay_s, _DELAY_S_MAX)
                 continue
             delay_s, since_s = _DELAY_S, self._clock.monotonic_s()
-            if len(records) == self._batch:
+            if len(records) == batch:
                 await self._store.write(partial(self._stage, move, staged))
                 continue
             tries += 1

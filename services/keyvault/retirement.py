@@ -39,14 +39,17 @@ class Retirements:
         """Destroys what an account has retired; what does not succeed now is tried again later.
 
         `local` are keys that leave memory only: their handles are deleted already. Without `retired` there
-        are no others.
+        are no others. Nothing is raised: what was decided is durable, and this is what follows from it.
         """
-        for key in local:
-            if not self._kms.is_elsewhere(key):
-                await self._kms.destroy_key(key)
-        if retired:
-            await self._destroy(account)
-        await self._store.scrub()
+        try:
+            for key in local:
+                if not self._kms.is_elsewhere(key):
+                    await self._kms.destroy_key(key)
+            if retired:
+                await self._destroy(account)
+            await self._store.scrub()
+        except SealcombError as error:
+            _log.warning("retired keys wait", account=account, reason=error.reason)
 
     async def run(self) -> None:
         """Tries again until cancelled."""
