@@ -18,7 +18,7 @@ from services.common.clock import Clock
 from services.common.context import current_account
 from services.common.datakeys import AgedKeyPeer, AgedKeys, DataKeys
 from services.common.errors import NotFound
-from services.common.sealing import DataKey
+from services.common.sealing import DataKey, OpenFailed
 from services.ingest.originals import PURPOSE, Originals
 from services.ingest.records import CollectionInfo, DocumentRecord
 
@@ -46,10 +46,12 @@ class SealedRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a pass is: when it began, and the last object that it looked at; empty: none yet."""
+    """How far a pass is: when it began, the last object that it looked at (empty: none yet), and whether
+    one of them did not open."""
 
     began_ms: int = 0
     last: str = ""
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Page:
 
     looked_at: int
     resealed: int
+    damaged: int
     following: Place | None
     aged: AgedKeys | None
 
@@ -90,23 +93,30 @@ class Resealer:
         self._keys.drop_resource(account, collection_id)
         key = await self._keys.current(collection_id, PURPOSE)
         until_s = self._clock.monotonic_s() + _PAGE_S
-        looked_at = resealed = 0
+        looked_at = resealed = damaged = 0
         last = place.last
         for object_key in await self._originals.object_keys(account, collection_id):
             name = object_key.rpartition("/")[2]
             if name <= place.last:
                 continue
             if looked_at == _LOOKED_MAX or self._clock.monotonic_s() >= until_s:
-                return Page(looked_at, resealed, Place(began_ms, last), None)
+                following = Place(began_ms, last, place.damaged or damaged > 0)
+                return Page(looked_at, resealed, damaged, following, None)
             looked_at, last = looked_at + 1, name
-            if await self._originals.sealing_key(object_key) not in (key.id, ""):
-                await self._reseal(collection, collection_id, object_key, key)
-                resealed += 1
+            try:
+                resealed += await self._reseal(collection, collection_id, object_key, key)
+            except OpenFailed:
+                damaged += 1
         in_use = await asyncio.to_thread(self._rows.sealing_keys, account, collection_id)
-        aged = await self._peer.report_data_keys(collection_id, PURPOSE, in_use, began_ms / 1000)
-        return Page(looked_at, resealed, None, aged)
+        # A pass that left something where it was is no reason to destroy any key.
+        looked_s = 0.0 if place.damaged or damaged else began_ms / 1000
+        aged = await self._peer.report_data_keys(collection_id, PURPOSE, in_use, looked_s)
+        return Page(looked_at, resealed, damaged, None, aged)
 
-    async def _reseal(self, collection: str, collection_id: str, object_key: str, key: DataKey) -> None:
+    async def _reseal(self, collection: str, collection_id: str, object_key: str, key: DataKey) -> bool:
+        """Whether an original was sealed anew. Raises OpenFailed for a damaged one."""
+        if await self._originals.sealing_key(object_key) in (key.id, ""):
+            return False
         account, name = current_account(), object_key.rpartition("/")[2]
         # An object of an ingestion, or of an upload in progress, has no document of its name.
         document = await self._exists(collection, name)
@@ -115,6 +125,7 @@ class Resealer:
         await self._originals.reseal(account, collection_id, object_key, key)
         if document and await self._exists(collection, name):
             await self._originals.keep(object_key)
+        return True
 
     async def _exists(self, collection: str, document_id: str) -> bool:
         try:

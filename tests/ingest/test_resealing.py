@@ -11,7 +11,7 @@ import pytest
 from services.common import ids
 from services.common.datakeys import AgedKeys
 from services.common.errors import NotFound
-from services.common.sealing import DataKey, OpenFailed, key_id_of
+from services.common.sealing import DataKey, key_id_of
 from services.ingest import resealing as resealing_module
 from services.ingest.originals import PURPOSE, Originals
 from services.ingest.records import CollectionInfo
@@ -165,15 +165,23 @@ async def test_an_original_whose_document_goes_meanwhile_is_swept(
     assert passing.bench.objects == []
 
 
-async def test_a_changed_original_stops_the_pass_and_nothing_is_reported(passing: Pass) -> None:
-    """A key that something is sealed under is never told to be out of use."""
-    key = await passing.write()
-    passing.rotate()
-    path = passing.bench.folder / "objects" / key
+async def test_a_damaged_original_is_left_and_counted_and_no_key_goes(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that something is sealed under is never told to be out of use; the others are sealed anew."""
+    keys = sorted([await passing.write() for _ in range(3)])
+    new = passing.rotate()
+    path = passing.bench.folder / "objects" / keys[0]
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(OpenFailed):
-        await passing.resealer.page("texts", Place())
-    assert passing.keyvault.reports == []
+    monkeypatch.setattr(resealing_module, "_LOOKED_MAX", 1)
+    place: Place | None = Place()
+    pages: list[Page] = []
+    while place is not None:
+        pages.append(await passing.resealer.page("texts", place))
+        place = pages[-1].following
+    assert [(page.resealed, page.damaged) for page in pages] == [(0, 1), (1, 0), (1, 0)]
+    assert passing.keyvault.reports == [(set(), 0.0)]
     assert path.read_bytes() == raw
+    assert passing.sealed_under().count(new.id) == 2

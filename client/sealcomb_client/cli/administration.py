@@ -110,10 +110,12 @@ def reseal(session: Session) -> None:
             client.collections.reseal(collection.name)
         ]
         if collection.embedder:
-            resealed = 0
+            resealed = damaged = 0
             for page in client.documents.reseal(collection.name):
-                resealed += page.resealed
+                resealed, damaged = resealed + page.resealed, damaged + page.damaged
                 session.output.say(f"{collection.name}: {resealed} originals sealed anew")
+                if page.damaged:
+                    session.output.say(f"{collection.name}: {damaged} originals do not open; restore them")
                 answers.append(page)
         for answer in answers:
             waits_until_s = max(waits_until_s, answer.destroyable_time.seconds)

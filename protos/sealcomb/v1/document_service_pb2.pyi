@@ -363,6 +363,7 @@ class ResealDocumentsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     AGED_DATA_KEYS_FIELD_NUMBER: _builtins.int
     DESTROYABLE_TIME_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     looked_at: _builtins.int
     """Objects that were looked at, and how many of them were sealed anew."""
     resealed: _builtins.int
@@ -370,6 +371,8 @@ class ResealDocumentsResponse(_message.Message):
     """Empty: that was the last page, and the fields below hold."""
     aged_data_keys: _builtins.int
     """Data keys that were replaced and are still there."""
+    damaged: _builtins.int
+    """Objects of `looked_at` that do not open; while there are any, no data key of the collection is destroyed."""
     @_builtins.property
     def destroyable_time(self) -> _timestamp_pb2.Timestamp:
         """Not before this can those of them go that nothing is sealed under; not set: none waits."""
@@ -382,10 +385,11 @@ class ResealDocumentsResponse(_message.Message):
         next_page_token: _builtins.str = ...,
         aged_data_keys: _builtins.int = ...,
         destroyable_time: _timestamp_pb2.Timestamp | None = ...,
+        damaged: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["destroyable_time", b"destroyable_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aged_data_keys", b"aged_data_keys", "destroyable_time", b"destroyable_time", "looked_at", b"looked_at", "next_page_token", b"next_page_token", "resealed", b"resealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aged_data_keys", b"aged_data_keys", "damaged", b"damaged", "destroyable_time", b"destroyable_time", "looked_at", b"looked_at", "next_page_token", b"next_page_token", "resealed", b"resealed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

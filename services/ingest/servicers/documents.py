@@ -29,6 +29,8 @@ _PAGE_SIZE_MAX = 200
 # Below what gRPC clients take by default (4 MiB).
 _PAGE_BYTES_MAX = 3 * 1024 * 1024
 _PAGE_TOKEN_CHARS_MAX = 4096
+# In a page token: an original before it did not open. No id begins with it.
+_DAMAGED = "!"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -87,11 +89,15 @@ class DocumentServicer(stubs.DocumentServiceServicer):
         """Seals some of a collection's originals anew."""
         collection = check_collection(request.collection)
         listing = "reseal:" + collection
-        place = Place(*await self._pages.decode(listing, request.page_token))
+        began_ms, last = await self._pages.decode(listing, request.page_token)
+        place = Place(began_ms, last.removeprefix(_DAMAGED), last.startswith(_DAMAGED))
         page = await self._resealer.page(collection, place)
-        response = pb.ResealDocumentsResponse(looked_at=page.looked_at, resealed=page.resealed)
+        response = pb.ResealDocumentsResponse(
+            looked_at=page.looked_at, resealed=page.resealed, damaged=page.damaged
+        )
         if page.following is not None:
-            position = (page.following.began_ms, page.following.last)
+            mark = _DAMAGED if page.following.damaged else ""
+            position = (page.following.began_ms, mark + page.following.last)
             response.next_page_token = await self._pages.encode(listing, position)
         if page.aged is not None:
             response.aged_data_keys = page.aged.left
