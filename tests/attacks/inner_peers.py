@@ -11,7 +11,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sealcomb.internal.v1 import keyvault_service_pb2, passage_service_pb2
+from sealcomb.internal.v1 import edge_service_pb2, keyvault_service_pb2, passage_service_pb2
 from sealcomb.v1 import (
     account_service_pb2,
     audit_service_pb2,
@@ -45,9 +45,9 @@ PUBLIC = (
     token_service_pb2,
     vector_service_pb2,
 )
-INNER = (keyvault_service_pb2, passage_service_pb2)
+INNER = (edge_service_pb2, keyvault_service_pb2, passage_service_pb2)
 HEALTH_METHODS = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch")
-OWNERS = {"KeyReleaseService": "keyvault", "PassageService": "vectorstore"}
+OWNERS = {"EdgeService": "gateway", "KeyReleaseService": "keyvault", "PassageService": "vectorstore"}
 CLOCK = SystemClock()
 GUARD_REASONS = {"PEER_REFUSED", "CONTEXT_REFUSED"}
 Pair = tuple[bytes, bytes]

@@ -65,6 +65,8 @@ async def _live(folder: Path, *, recorded: bool) -> dict[str, Any]:
     await rig.releases.release(asker, held, "collection")
     if not recorded:
         Transaction.append = lambda *_arguments: None  # type: ignore[method-assign]
+        # The count of releases is written too, and would not fit either.
+        Transaction.count_release = lambda *_arguments: None  # type: ignore[method-assign]
     before = len(await rig.acts(account))
     disk.fill()
     released, reasons = 0, []
