@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -30,6 +31,19 @@ _seconds = Histogram(
 )
 
 
+_request_id: ContextVar[str] = ContextVar("sealcomb_request_id", default="")
+
+
+def begin_request(request_id: str) -> None:
+    """Makes this the id of the call in progress: on its log lines, and with the calls that it makes."""
+    _request_id.set(request_id)
+
+
+def current_request_id() -> str:
+    """The id of the call in progress; empty outside one."""
+    return _request_id.get()
+
+
 def observe_call(service: str, method: str, code: str, seconds: float) -> None:
     """Counts one finished call. `method` must be a listed path, never what a peer sent."""
     _calls.labels(service, method, code).inc()
@@ -49,6 +63,7 @@ def configure_logging(service: str, level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             add_service,
+            add_request_id,
             exception_place,
             keep_listed_fields,
             structlog.processors.JSONRenderer(),
@@ -57,6 +72,13 @@ def configure_logging(service: str, level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def add_request_id(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Says which call a line is about, where it is written within one."""
+    if request_id := current_request_id():
+        event.setdefault("request_id", request_id)
+    return event
 
 
 def exception_place(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

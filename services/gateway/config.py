@@ -72,8 +72,7 @@ class GatewaySettings(ServiceSettings):
     failures_per_second: float = Field(default=5.0, gt=0, le=10_000)
     failure_burst: int = Field(default=50, ge=1, le=10_000)
 
-    # At the end: how long health says so before connections are refused, and how long calls may go on then.
-    drain_notice_s: float = Field(default=0.0, ge=0, le=300)
+    # At the end, after stop_notice_s: how long calls in flight may go on while no new connection is taken.
     drain_s: float = Field(default=25.0, ge=0, le=600)
 
     # Calls that one replica of a service may have under way, streams aside; more are refused at once.

@@ -196,7 +196,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
             # Balancers learn it first, then the calls in flight end; policy answers to the last of them.
             await _end(health)
             await server.set_ready(False)
-            await _pause(settings.drain_notice_s, hurry)
+            await _pause(settings.stop_notice_s, hurry)
             await envoy.drain(settings.drain_s, hurry)
     finally:
         await _end(health)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from services.common.context import CallContext
 from services.common.errors import SealcombError
+from services.common.telemetry import current_request_id
 from services.keyvault import audit
 from services.keyvault.audit import Act
 
@@ -32,5 +33,6 @@ class Asker:
             method=self.context.method,
             resource=resource,
             outcome=audit.OK if refusal is None else refusal.reason,
-            request_id=self.context.request_id,
+            # The caller's own call, as its answer and the access log name it.
+            request_id=current_request_id() or self.context.request_id,
         )

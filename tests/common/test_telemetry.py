@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,3 +58,12 @@ def test_an_exception_leaves_its_type_and_place_but_not_its_text(log: _Log) -> N
 def test_long_values_are_cut_and_line_ends_escaped(log: _Log) -> None:
     line = log(lambda logger: logger.info("done", why="x\n" * 10_000))
     assert len(line["why"]) <= 256
+
+
+def test_a_line_within_a_call_says_which_call_it_is(log: _Log) -> None:
+    def within(logger: Any) -> None:
+        telemetry.begin_request("one-request")
+        logger.info("done")
+
+    assert contextvars.copy_context().run(lambda: log(within))["request_id"] == "one-request"
+    assert "request_id" not in log(lambda logger: logger.info("done"))

@@ -123,7 +123,7 @@ def test_a_second_signal_ends_it_at_once(draining: Edge) -> None:
 
 def test_health_says_so_before_connections_are_refused(tmp_path: Path) -> None:
     """G8: readiness flips first."""
-    with running_edge(tmp_path, drain_notice_s="60") as edge:
+    with running_edge(tmp_path, stop_notice_s="60") as edge:
         assert edge.process is not None
         edge.process.send_signal(signal.SIGTERM)
         # On a connection of its own each time.

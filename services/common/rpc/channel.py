@@ -16,6 +16,7 @@ from services.common.rpc.credentials import channel_credentials
 from services.common.rpc.renewed import RenewedChannel
 from services.common.rpc.server import MESSAGE_BYTES_MAX
 from services.common.rpc.status import error_from_call
+from services.common.telemetry import current_request_id
 from services.common.tls import TlsFiles, TlsMaterial, host_of
 
 _DEADLINE_S = 15.0
@@ -94,4 +95,6 @@ def context_metadata() -> tuple[tuple[str, str], ...]:
         caller = current_caller()
     except ContextRefused:
         return ()
-    return ((HEADER, caller.text), ("x-request-id", caller.context.request_id))
+    # The edge's id of this call; a job has none, and is known by its permit's.
+    request_id = current_request_id() or caller.context.request_id
+    return ((HEADER, caller.text), ("x-request-id", request_id))

@@ -111,6 +111,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             started = time.perf_counter()
             request_id = _request_id(context)
+            telemetry.begin_request(request_id)
             try:
                 caller = self._admit(path, context)
                 request = checked(request)
@@ -144,6 +145,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             started = time.perf_counter()
             request_id = _request_id(context)
+            telemetry.begin_request(request_id)
             try:
                 caller = self._admit(path, context)
                 with self._under_way(path, caller, streams=True):
