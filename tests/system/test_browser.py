@@ -18,11 +18,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sealcomb.v1 import ingestion_service_pb2 as ingestion
 from sealcomb.v1 import source_service_pb2 as sources
 from tests.attacks.canary import files_below
+from tests.attacks.ingest.rig import memory_of, secret
 from tests.certificates import TestCa
 from tests.ingest.oauth.providers import Provider, provider
-from tests.system.installation import Account, Installation, running
+from tests.system.installation import Account, Installation, command_line, running
 
 BROWSER = Path(__file__).parents[1] / "ingest" / "oauth" / "browser"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -60,6 +62,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "SEALCOMB_EGRESS_ALLOW": github.netloc,
             "SEALCOMB_EGRESS_CA_FILE": str(folder / "ca.pem"),
             "SEALCOMB_LOG_LEVEL": "debug",
+            # What a temporary token leaves behind is overwritten with the beat of the leases.
+            "SEALCOMB_INGESTION_LEASE_S": "4",
         }
         (folder / "installed").mkdir()
         with running(folder / "installed", environ=environ) as installation:
@@ -145,3 +149,25 @@ def test_no_file_of_the_installation_holds_the_clients_secret(world: World) -> N
         if world.github.client_secret.encode() in path.read_bytes()
     ]
     assert found == []
+
+
+def test_no_process_of_ours_keeps_a_temporary_token(world: World) -> None:
+    """E1: through the edge and every real service, once other calls have come over the same connection.
+
+    The receive buffer of a connection that is open is gRPC's own; and Envoy's buffers are Envoy's.
+    """
+    token = secret("temporarytoken")
+    client = world.account.client
+    settings = {"repositories": ["acme/handbook"]}
+    begun = client.ingestions.create("handbook", kind="github", settings=settings, temporary_token=token)
+    done = list(client.ingestions.watch(begun.id))[-1]
+    assert (done.state, done.reason) == (ingestion.INGESTION_STATE_NEEDS_TOKEN, "CREDENTIAL_REFUSED")
+    assert world.github.count("api", status=401) > 0, "the token has not come as far as the source"
+    names = {f"services.{name}.main" for name in ("gateway", "ingest", "keyvault", "vectorstore")}
+    pids = [pid for pid in world.installation.pids() if command_line(pid)[-1] in names]
+    assert len(pids) == len(names)
+    end_s = time.monotonic() + 60
+    while sum(memory_of(pid).count(token.encode()) for pid in pids):
+        assert time.monotonic() < end_s, "a copy was left"
+        for _ in range(100):
+            client.ingestions.get(begun.id)

@@ -263,6 +263,7 @@ class TokenHolders:
 
     def __init__(self) -> None:
         self._held: dict[str, TemporaryToken] = {}
+        self._sweeps = 0
 
     def put(self, ingestion_id: str, token: TemporaryToken) -> None:
         """Holds a token; an earlier one is wiped."""
@@ -281,7 +282,19 @@ class TokenHolders:
         """Wipes a token."""
         token = self._held.pop(ingestion_id, None)
         if token is not None:
-            token.wipe()
+            self.wipe(token)
+
+    def wipe(self, token: TemporaryToken) -> None:
+        """Wipes a token that may not be held; what it left behind is due to be overwritten."""
+        token.wipe()
+        # Once soon, and once when whoever used it last has surely gone.
+        self._sweeps = 2
+
+    def sweep_is_due(self) -> bool:
+        """Whether free memory is to be overwritten now, since a token was wiped."""
+        due = self._sweeps > 0
+        self._sweeps = max(self._sweeps - 1, 0)
+        return due
 
     def drop_all(self) -> None:
         """Wipes every token."""

@@ -121,7 +121,7 @@ class Ingestions:
         finally:
             # Unless it is held for this very ingestion.
             if wish.token is not None and (made is None or self._tokens.get(made.row.id) is not wish.token):
-                wish.token.wipe()
+                self._tokens.wipe(wish.token)
 
     async def _create(self, wish: Wish, connections: ConnectionSource) -> Ingestion:
         _need_write()
@@ -174,6 +174,13 @@ class Ingestions:
 
     async def resume(self, id_: str, token: TemporaryToken) -> Ingestion:
         """Goes on where it was, with a new token. Raises FailedPrecondition unless it waits for one."""
+        try:
+            return await self._resume(id_, token)
+        finally:
+            if self._tokens.get(id_) is not token:
+                self._tokens.wipe(token)
+
+    async def _resume(self, id_: str, token: TemporaryToken) -> Ingestion:
         _need_write()
         ingestion = await self._views.get(id_)
         row, states = ingestion.row, frozenset({State.NEEDS_TOKEN})

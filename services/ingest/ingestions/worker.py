@@ -18,6 +18,7 @@ from services.common import ids
 from services.common.clock import Clock
 from services.common.context import acting_as
 from services.common.errors import Kind, SealcombError
+from services.common.process import overwrite_free_blocks
 from services.ingest.connections.credentials import TokenHolders
 from services.ingest.ingestions import schedule
 from services.ingest.ingestions.authority import Authority, Permits
@@ -157,6 +158,8 @@ class Worker:
         """Extends the leases of what runs here, and of what waits for a token that is here."""
         while True:
             await asyncio.sleep(self._settings.lease_s / 4)
+            if self._tokens.sweep_is_due():
+                await asyncio.to_thread(overwrite_free_blocks)
             leases = [Lease(row.id, row.fence) for row, _task in self._runs.values()]
             waiting = [id_ for id_ in self._tokens.held() if id_ not in self._runs]
             try:

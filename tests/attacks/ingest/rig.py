@@ -83,7 +83,7 @@ class Attacked:
 
     def memory(self) -> bytes:
         """All memory that the process may write, one region after the other."""
-        return b"".join(_regions(self.life.pid))
+        return memory_of(self.life.pid)
 
 
 @asynccontextmanager
@@ -131,6 +131,11 @@ async def attacked(
             yield Attacked(rig, life, api, server, timeout_s)
         finally:
             life.close()
+
+
+def memory_of(pid: int) -> bytes:
+    """All memory that a process may write, one region after the other."""
+    return b"".join(_regions(pid))
 
 
 def _regions(pid: int) -> Iterator[bytes]:

@@ -268,3 +268,27 @@ async def test_a_restart_finds_no_token(tmp_path: Path, source: MemorySourceType
         await eventually(lambda: bool(source.fetches()))
     assert sql(rig, "select id, state, reason from ingestions") == [(begun.id, "needs token", "TOKEN_LOST")]
     assert leaks(rig) == []
+
+
+async def test_a_token_that_nobody_waits_for_is_wiped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E1: refused with the call that brought it, it is not kept until something else takes its place."""
+    wiped: list[str] = []
+    wipe = TemporaryToken.wipe
+
+    def seen(self: TemporaryToken) -> None:
+        wiped.append(self._secret.decode())
+        wipe(self)
+
+    begun = await create_temporary(rig, TOKEN)
+    await ended(rig, begun.id)
+    monkeypatch.setattr(TemporaryToken, "wipe", seen)
+    requests: list[Any] = [
+        pb.ResumeIngestionRequest(id=begun.id, temporary_token="not waited for"),
+        pb.ResumeIngestionRequest(id="x" * 26, temporary_token="of no ingestion"),
+    ]
+    for request in requests:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(rig, "ResumeIngestion", request)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await create_temporary(rig, "for no collection", collection="nowhere")
+    assert wiped == ["not waited for", "of no ingestion", "for no collection"]
