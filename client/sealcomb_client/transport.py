@@ -52,7 +52,8 @@ class Transport:
                 # Repeats are decided here, where it is known which calls are safe.
                 ("grpc.enable_retries", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                # What one attempt may take, the handshake of a busy edge with it.
+                ("grpc.min_reconnect_backoff_ms", 5_000),
                 ("grpc.max_reconnect_backoff_ms", 2_000),
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import grpc
@@ -46,3 +47,31 @@ async def test_a_service_that_is_told_to_stop_does_not_wait_for_its_peers(tmp_pa
     stopping.set()
     await asyncio.wait_for(waiting, 2.0)
     await channel.close()
+
+
+async def test_a_peer_that_is_slow_to_shake_hands_is_reached_all_the_same(tmp_path: Path) -> None:
+    """A busy machine takes its time; a connection that is given up each time is never made."""
+    files = TestCa.make().service_files(tmp_path, "keyvault")
+    behind, before = free_ports(2)
+    server = await _server(behind, files)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while part := await reader.read(65536):
+                writer.write(part)
+                await writer.drain()
+        writer.close()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1.0)
+        there, back = await asyncio.open_connection("127.0.0.1", behind)
+        await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    proxy = await asyncio.start_server(late, "127.0.0.1", before)
+    channel = open_channel(f"127.0.0.1:{before}", "keyvault", files)
+    await asyncio.wait_for(connected(channel, unless=asyncio.Event()), 10.0)
+    assert channel.get_state() is grpc.ChannelConnectivity.READY
+    await channel.close()
+    await server.stop(None)
+    proxy.close()
+    await proxy.wait_closed()

@@ -45,7 +45,8 @@ def _options(service: str) -> tuple[tuple[str, str | int], ...]:
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # What one attempt may take, the handshake of a busy peer with it; not the pause before the next.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 200),
         ("grpc.enable_retries", 0),
         ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
