@@ -91,6 +91,11 @@ attack-jobs: setup node-packages ## Kill ingest 200 times in its jobs, and refre
 	SEALCOMB_TEST_KILLS=200 SEALCOMB_TEST_REFRESHES=50 $(BIN)/python -m pytest -q --timeout=1800 \
 		tests/ingest/jobs tests/ingest/oauth tests/ingest/connections
 
+.PHONY: attack-edge
+attack-edge: setup ## Attack, overload and rebalance the edge; one table with the figure of each twin
+	$(BIN)/python -m tests.attacks.edge_report
+	SEALCOMB_TEST_TURNS=6 $(BIN)/python -m pytest -q tests/gateway/test_balancing.py
+
 .PHONY: attack-bombs
 attack-bombs: setup ## Documents that unpack, expand, nest or loop, through the real sandbox: answer, time, memory
 	$(BIN)/python -m benchmarks.ingest.bombs

@@ -96,9 +96,12 @@ KINDS = (
     Slow("A6", "half a preface", _half_preface, 300),
     Slow("A6", "half the headers", _half_headers, 10),
     Slow("A6", "half a message", _half_message, 15),
-    Slow("A6", "an answer never read", _unread_answer, 15),
+    Slow("A6", "an answer never read", _unread_answer, 60),
     Slow("A19", "an upload that sends nothing", _idle_upload, 600),
 )
+
+# Those that a person waits for; the others are shown with shorter limits.
+SHORT_LIMIT_S = 15
 
 
 def cut_after(target: Target, kind: Slow, count: int, watch_s: float) -> list[float | None]:

@@ -72,6 +72,7 @@ def test_the_limits_that_run_are_those_of_the_table(edge: Edge) -> None:
     assert chain["transport_socket_connect_timeout"] == f"{limits['half a TLS hello']:g}s"
     assert own["request_headers_timeout"] == f"{limits['half the headers']:g}s"
     assert own["common_http_protocol_options"]["idle_timeout"] == f"{limits['no preface']:g}s"
+    assert own["stream_idle_timeout"] == f"{limits['an answer never read']:g}s"
     for route in routes(config):
         if str(route["match"].get("path", "")).endswith("/UploadDocument"):
             upload_s = limits["an upload that sends nothing"]

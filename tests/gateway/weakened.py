@@ -44,6 +44,7 @@ def weakened(edge: Edge, weaken: Callable[[Json], None]) -> Iterator[Edge]:
             "200",
         ],
         env={},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     twin = Edge(edge.folder, edge.installation, edge.backends, port, edge.settings, http_port=http_port)
