@@ -182,14 +182,19 @@ def _plain_envoy(edge: Edge) -> Iterator[tuple[int, tuple[int, ...], grpc.Channe
     config = copy.deepcopy(json.loads((edge.run_dir / "envoy.json").read_text()))
     port = free_port()
     listener = config["static_resources"]["listeners"][0]
+    config["static_resources"]["listeners"] = [listener]
+    for part in ("admin", "overload_manager"):
+        config.pop(part, None)
+    listener["listener_filters"] = []
     listener["address"]["socket_address"]["port_value"] = port
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["http_filters"] = [one for one in manager["http_filters"] if one["name"] == "router"]
-    for name in ("early_header_mutation_extensions", "local_reply_config"):
+    for name in ("early_header_mutation_extensions", "local_reply_config", "access_log"):
         manager.pop(name)
     host = manager["route_config"]["virtual_hosts"][0]
     for name in ("request_headers_to_remove", "response_headers_to_remove"):
         host.pop(name)
+    host["routes"] = [route for route in host["routes"] if "route" in route]
     for route in host["routes"]:
         route.pop("typed_per_filter_config", None)
     path = edge.folder / f"plain-{port}.json"

@@ -37,7 +37,7 @@ from tests.gateway.weakened import Json, manager, routes
 
 CANCEL = 8
 _BATCH = 50
-BUFFERS_BYTES = 6_000_000
+BUFFERS_BYTES = 12_000_000
 
 
 @dataclass(frozen=True)
