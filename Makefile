@@ -93,8 +93,8 @@ attack-jobs: setup node-packages ## Kill ingest 200 times in its jobs, and refre
 
 .PHONY: attack-edge
 attack-edge: setup ## Attack, overload and rebalance the edge; one table with the figure of each twin
-	$(BIN)/python -m tests.attacks.edge_report
 	SEALCOMB_TEST_TURNS=6 $(BIN)/python -m pytest -q tests/gateway/test_balancing.py
+	$(BIN)/python -m tests.attacks.edge_report
 
 .PHONY: attack-bombs
 attack-bombs: setup ## Documents that unpack, expand, nest or loop, through the real sandbox: answer, time, memory

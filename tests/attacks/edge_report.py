@@ -1,7 +1,8 @@
 """`make attack-edge`: every attack on the edge at full size, in one table with the figure of its twin.
 
 Attackers are processes of their own with the lowest priority, so that what is measured is the edge and
-not who shares a core with whom. Ends by itself; exit code 1 where a bound does not hold.
+not who shares a core with whom. Ends by itself; exit code 1 where a bound does not hold, 2 where the machine
+is too busy to tell.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Row:
     bound: str
     twin: str
     held: bool
+    # Whether the machine was quiet enough to judge what took time.
+    told: bool = True
 
 
 def main() -> int:
@@ -63,11 +66,13 @@ def main() -> int:
                 print(f"  {row.row:4} {row.attack}: {row.figure}", file=sys.stderr)
     _print(rows)
     missed = [row for row in rows if not row.held]
+    untold = [row for row in rows if row.held and not row.told]
+    print(f"{len(rows) - len(missed) - len(untold)} of {len(rows)} bounds held, {len(missed)} missed; "
+          f"of {len(untold)} this machine is too busy to tell the times.")  # fmt: skip
     print(
-        f"{len(rows) - len(missed)} of {len(rows)} bounds held. h2spec is not among the tools that can be had"
+        "h2spec is not among the tools that can be had here: conformance is Envoy's own, the cases are ours."
     )
-    print("here: conformance is Envoy's own; the cases above are ours.")
-    return 1 if missed else 0
+    return 1 if missed else 2 if untold else 0
 
 
 def floods(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
@@ -102,7 +107,7 @@ def crowds(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
             figure = f"{resets:,} resets: {reached:,} calls inside, +{grown:.0f} MB, others {felt}"
             held = felt.held(2) and grown < 64 and reached <= max(100, resets // 10)
             name = f"rapid reset, {connections} at once, again and again"
-            yield Row("A1", name, figure, "few inside, < 64 MB, 0 failed, < 2x", "above", held)
+            yield Row("A1", name, figure, "few inside, < 64 MB, 0 failed, < 2x", "above", held, felt.steady)
 
 
 def slow(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
@@ -149,7 +154,7 @@ def handshakes(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
         held = taken <= 200 + 100 * 8 and felt.held(2)
         twin_says = f"{twin_taken:,} of {twin_tried:,} taken"
         bound = "<= 1,000 in 8 s, 0 failed, < 2x"
-        yield Row("A20", "handshake flood, pace 100/s", figure, bound, twin_says, held)
+        yield Row("A20", "handshake flood, pace 100/s", figure, bound, twin_says, held, felt.steady)
 
 
 def overloads(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
@@ -171,7 +176,9 @@ def overloads(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
         held = held and own.goodput_share >= 0.9 and own.p99_ratio <= 3
     else:
         figure += " (too busy to tell)"
-    yield Row("B11", "10 times the load", figure, ">= 90 %, <= 3x, flat, back in 5 s", twin_says, held)
+    yield Row(
+        "B11", "10 times the load", figure, ">= 90 %, <= 3x, flat, back in 5 s", twin_says, held, steady
+    )
     (folder / "fair").mkdir()
     with running_edge(folder / "fair") as edge:
         greedy = edge.create_account("greedy", calls_per_second=50, burst=50).token
@@ -182,7 +189,7 @@ def overloads(folder: Path, pool: ProcessPoolExecutor) -> Iterator[Row]:
         )
     twin_says = f"{sum(one.good for one in unfair.attacks):,} of its calls served; others {unfair}"
     name, bound = "one account at 10 times its limit", "0 failed, <= 2x"
-    yield Row("B11", name, f"others {fair}", bound, twin_says, fair.held(2))
+    yield Row("B11", name, f"others {fair}", bound, twin_says, fair.held(2), fair.steady)
 
 
 @contextmanager
