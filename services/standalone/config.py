@@ -77,6 +77,7 @@ class StandaloneSettings(BaseSettings):
     ingestion_runs: str = ""
     ingestion_lease_s: str = ""
     ingestion_full_listing_s: str = ""
+    ingestion_items_max: str = ""
     # Keyvault's own settings of KMSs beside the root key file (docs/kms.md), which it checks itself.
     kms: str = ""
     kms_timeout_s: str = ""
@@ -155,7 +156,7 @@ class Layout:
         # More threads than cores make the slowest calls slower still (services run one query a thread).
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         if service == "ingest":
-            # What is freed is overwritten at once: temporary tokens and text leave nothing behind in memory.
+            # What is freed is overwritten at once (docs/adr/0014): temporary tokens have been there.
             environment |= {"GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"}
         environment |= {f"SEALCOMB_{name}": value for name, value in (common | own).items()}
         return environment
@@ -189,6 +190,7 @@ class Layout:
             "INGESTION_RUNS": settings.ingestion_runs,
             "INGESTION_LEASE_S": settings.ingestion_lease_s,
             "INGESTION_FULL_LISTING_S": settings.ingestion_full_listing_s,
+            "INGESTION_ITEMS_MAX": settings.ingestion_items_max,
         }
         return {name: value for name, value in said.items() if value} | {
             "KEYVAULT_ADDRESS": self.address("keyvault"),

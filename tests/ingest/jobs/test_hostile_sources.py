@@ -62,7 +62,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 @pytest.fixture
 async def hostile(tmp_path: Path, tls: Tls, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hostile]:
     """A running ingest beside both servers; the other one may be reached, but is not the source."""
-    monkeypatch.setattr(client, "EgressLimits", lambda: EgressLimits(body_bytes_max=4 << 20, timeout_s=1.5))
+    monkeypatch.setattr(client, "EgressLimits", lambda: EgressLimits(body_bytes_max=1 << 20, timeout_s=2.0))
     world, answers = WebDavWorld(), dict[str, Reply]()
 
     def handle(request: Request) -> Reply:
