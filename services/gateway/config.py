@@ -53,9 +53,10 @@ class GatewaySettings(ServiceSettings):
     calls_in_flight: int = Field(default=256, ge=1, le=1_000_000)
     # The part of its account's limits that one token may use.
     token_share: float = Field(default=1.0, gt=0, le=1)
-    # Calls per client address before anything else is looked at, and how many may come at once.
-    address_calls_per_second: float = Field(default=2000.0, gt=0, le=1_000_000)
-    address_burst: int = Field(default=4000, ge=1, le=1_000_000)
+    # Calls per client address before anything else is looked at, and how many may come at once; ten times
+    # an account's if it is not said.
+    address_calls_per_second: float | None = Field(default=None, gt=0, le=10_000_000)
+    address_burst: int | None = Field(default=None, ge=1, le=10_000_000)
     # Lets a network carry the limits in clear. Whoever is on it can then lift them.
     shared_limits_insecure: bool = False
     # Where several policy processes share the limits: valkeys://user@host:6379/0, or valkey:// on loopback.

@@ -140,7 +140,10 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     accounts = Accounts(store, keyvault, profiles, sessions, mint, pepper, pages, clock, os.urandom)
     issuer = TokenIssuer(store, keyvault, profiles, sessions, pepper, pages, clock, os.urandom)
     reports = UsageReports(store, store.usage(), meters, clock)
-    address_limits = Limits(settings.address_calls_per_second, settings.address_burst)
+    address_limits = Limits(
+        settings.address_calls_per_second or 10 * settings.calls_per_second,
+        settings.address_burst or 10 * settings.burst,
+    )
     failure_limits = Limits(settings.failures_per_second, settings.failure_burst)
     callers = AddressBuckets(address_limits, clock, os.urandom(32))
     failures = AddressBuckets(failure_limits, clock, os.urandom(32))

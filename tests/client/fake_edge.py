@@ -16,6 +16,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from sealcomb.v1 import (
+    account_service_pb2,
+    account_service_pb2_grpc,
     collection_service_pb2,
     collection_service_pb2_grpc,
     document_service_pb2,
@@ -65,6 +67,7 @@ class Failure:
 
 @dataclass
 class FakeEdge(
+    account_service_pb2_grpc.AccountServiceServicer,
     collection_service_pb2_grpc.CollectionServiceServicer,
     document_service_pb2_grpc.DocumentServiceServicer,
     search_service_pb2_grpc.SearchServiceServicer,
@@ -167,6 +170,16 @@ class FakeEdge(
         hit = vector_service_pb2.Hit(id="p", score=1.0, vector_f32=request.vector_f32)
         return vector_service_pb2.QueryResponse(hits=[hit])
 
+    def UpdateAccount(self, request: Any, context: Any) -> Any:
+        self._enter(request, context)
+        return account_service_pb2.UpdateAccountResponse()
+
+    def GetUsage(self, request: Any, context: Any) -> Any:
+        self._enter(request, context)
+        days = [account_service_pb2.DayUsage(date=f"2026-11-2{n}", calls=n, bytes=10**n) for n in (4, 3)]
+        month = account_service_pb2.DayUsage(date="2026-11-01", calls=7)
+        return account_service_pb2.GetUsageResponse(days=days, month=month)
+
 
 @contextmanager
 def serving(folder: Path) -> Iterator[FakeEdge]:
@@ -174,6 +187,7 @@ def serving(folder: Path) -> Iterator[FakeEdge]:
     installation = ensure_installation(folder / "keys")
     edge = FakeEdge()  # type: ignore[abstract]  # what it does not answer is unimplemented
     server = grpc.server(ThreadPoolExecutor(4))
+    account_service_pb2_grpc.add_AccountServiceServicer_to_server(edge, server)
     collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(edge, server)
     document_service_pb2_grpc.add_DocumentServiceServicer_to_server(edge, server)
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(edge, server)

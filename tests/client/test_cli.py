@@ -223,3 +223,29 @@ def test_health_says_serving_and_has_an_exit_code(cli: Cli) -> None:
 def test_completion_is_offered_for_each_shell(cli: Cli) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert f"{shell}_source" in cli("completion", shell).stdout
+
+
+def test_usage_is_shown_by_the_day_or_for_the_month(edge: FakeEdge, cli: Cli) -> None:
+    shown = cli("usage", "--days", "2")
+    assert shown.exit_code == 0, shown.output
+    assert "DATE" in shown.stdout
+    assert "2026-11-24" in shown.stdout
+    assert edge.requests[-1].days == 2
+    month = json.loads(cli("usage", "--month", "--json").stdout)
+    assert (month["date"], month["calls"]) == ("2026-11-01", "7")
+
+
+def test_another_accounts_usage_and_its_quotas_want_the_operators_token(edge: FakeEdge, cli: Cli) -> None:
+    cli.environment["SEALCOMB_OPERATOR_TOKEN"] = "sealcomb_op_test_token"
+    assert cli("usage", "some-account").exit_code == 0
+    assert (edge.requests[-1].id, edge.tokens[-1]) == ("some-account", "Bearer sealcomb_op_test_token")
+    changed = cli(
+        "accounts", "limits", "some-account", "--calls-in-flight", "7",
+        "--quota", "calls_per_day=1000", "--quota", "bytes_per_month=0",
+    )  # fmt: skip
+    assert changed.exit_code == 0, changed.output
+    limits = edge.requests[-1].limits
+    assert (limits.calls_in_flight, limits.per_day.calls) == (7, 1000)
+    assert limits.per_month.HasField("bytes")
+    assert not limits.per_day.HasField("bytes")
+    assert cli("accounts", "limits", "some-account", "--quota", "bees_per_day=1").exit_code == 2
