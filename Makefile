@@ -105,6 +105,10 @@ attack-ingest: setup node-packages ## Attack ingest by every row of its threats;
 	./scripts/install-test-packages.sh
 	$(BIN)/python -m tests.attacks.ingest
 
+.PHONY: attack-limits
+attack-limits: setup ## Attack limits, revocation and the token check over four replicas; one table, some minutes
+	$(BIN)/python -m tests.attacks.limits
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check

@@ -44,7 +44,13 @@ def open_engine(url: str, *, statement_s: float | None = None) -> sa.Engine:
 
 def _server_options(statement_s: float | None) -> dict[str, Any]:
     # A server that went away without a word is given up after about ten seconds.
-    options = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+    options: dict[str, Any] = {
+        "connect_timeout": 5,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
     if statement_s is None:
         return options
     timeout_ms = int(statement_s * 1000)

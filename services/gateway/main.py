@@ -67,6 +67,8 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 _USAGE_EVERY_S = 20.0
 _SWEEP_EVERY_S = 30.0
 _FORGET_EVERY_S = 3600.0
+# A database that does not answer keeps the process no longer than this.
+_WRITE_DOWN_S = 5.0
 
 
 def main() -> int:
@@ -209,8 +211,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        await _write_usage(store, usage)
-        await meters.flush()
+        await _write_down(store, usage, meters)
         if shared is not None:
             await shared.close()
         for channel in channels.values():
@@ -295,6 +296,15 @@ async def _write_usage(store: GatewayStore, usage: UsageLog) -> None:
     times = usage.take()
     if times:
         await asyncio.to_thread(store.mark_used, times)
+
+
+async def _write_down(store: GatewayStore, usage: UsageLog, meters: Meters) -> None:
+    try:
+        async with asyncio.timeout(_WRITE_DOWN_S):
+            await _write_usage(store, usage)
+            await meters.flush()
+    except Exception:  # noqa: BLE001  (the process ends all the same)
+        _log.exception("the last usage is lost")
 
 
 async def _forget_usage(store: GatewayStore, clock: Clock) -> None:

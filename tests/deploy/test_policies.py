@@ -13,6 +13,9 @@ _EDGES = {
     ("gateway", "keyvault"),
     ("gateway", "vectorstore"),
     ("gateway", "ingest"),
+    # Usage, and whether the tokens of open streams are still good.
+    ("vectorstore", "gateway"),
+    ("ingest", "gateway"),
     ("vectorstore", "keyvault"),
     ("ingest", "keyvault"),
     ("ingest", "vectorstore"),

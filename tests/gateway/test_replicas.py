@@ -9,14 +9,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-import sqlalchemy as sa
 
 from sealcomb.v1 import account_service_pb2 as accounts_pb
 from sealcomb.v1 import account_service_pb2_grpc as accounts_stubs
-from sealcomb.v1 import token_service_pb2 as tokens_pb
-from sealcomb.v1 import token_service_pb2_grpc as tokens_stubs
 from tests.gateway.cluster import QUERY, Cluster, hammer, running_cluster
-from tests.gateway.rig import Edge, bearer, call, free_port
+from tests.gateway.replicas import last_accepted_after, revoke, revoke_silently, update
+from tests.gateway.rig import Edge, bearer, free_port
 
 _PROMISED_S = 5.0
 
@@ -34,55 +32,10 @@ def new_token(cluster: Cluster) -> tuple[str, str, str]:
     return created.token, made.info.id, made.token
 
 
-def revoke(edge: Edge, admin: str, token_id: str) -> None:
-    with edge.channel() as channel:
-        tokens_stubs.TokenServiceStub(channel).RevokeToken(
-            tokens_pb.RevokeTokenRequest(id=token_id), metadata=bearer(admin), timeout=10
-        )
-
-
-def update(edge: Edge, account: str, **fields: object) -> None:
-    with edge.channel() as channel:
-        accounts_stubs.AccountServiceStub(channel).UpdateAccount(
-            accounts_pb.UpdateAccountRequest(id=account, **fields),  # type: ignore[arg-type]
-            metadata=bearer(edge.operator_token),
-            timeout=10,
-        )
-
-
-def last_accepted_after(
-    edges: list[Edge], token: str, act: Callable[[], None], watch_s: float
-) -> list[float]:
-    """How long after an act was done each edge still let the token in; 0 if it did not."""
-    done = threading.Event()
-    done_at = [0.0]
-    last = [0.0] * len(edges)
-
-    def watch(number: int) -> None:
-        with edges[number].channel() as channel:
-            while not done.is_set() or time.monotonic() < done_at[0] + watch_s:
-                began_s = time.monotonic()
-                if call(channel, QUERY, token).code is grpc.StatusCode.OK:
-                    # It was decided no earlier than this.
-                    last[number] = began_s
-
-    threads = [threading.Thread(target=watch, args=(number,)) for number in range(len(edges))]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.5)
-    act()
-    done_at[0] = time.monotonic()
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert all(last), "every edge let the token in before"
-    return [max(0.0, at_s - done_at[0]) for at_s in last]
-
-
 def test_a_revoked_token_is_refused_everywhere(cluster: Cluster) -> None:
     """B5: with the push."""
     admin, token_id, token = new_token(cluster)
-    late_s = last_accepted_after(cluster.edges, token, lambda: revoke(cluster.edges[0], admin, token_id), 2.0)
+    late_s = last_accepted_after(cluster.edges, token, lambda: revoke(cluster, admin, token_id), 2.0)
     assert late_s[0] == 0.0, "the process that did it refuses in the same instant"
     assert max(late_s) < _PROMISED_S
     for edge in cluster.edges:
@@ -94,22 +47,7 @@ def test_a_revoked_token_is_refused_everywhere(cluster: Cluster) -> None:
 def test_a_process_that_no_push_reaches_refuses_it_too(cluster: Cluster) -> None:
     """B5: the change is made without NOTIFY, as if the push were lost; polling finds it."""
     _, token_id, token = new_token(cluster)
-    engine = sa.create_engine(cluster.postgres.url)
-
-    def act() -> None:
-        with engine.begin() as connection:
-            connection.execute(
-                sa.text("UPDATE tokens SET revoke_time_ms = 1 WHERE id = :id"), {"id": token_id}
-            )
-            bump = "UPDATE change_counter SET sequence = sequence + 1 RETURNING sequence"
-            sequence = connection.execute(sa.text(bump)).scalar_one()
-            connection.execute(
-                sa.text("INSERT INTO changes VALUES (:sequence, 'token', :id)"),
-                {"sequence": sequence, "id": token_id},
-            )
-
-    late_s = last_accepted_after(cluster.edges, token, act, 2.0)
-    engine.dispose()
+    late_s = last_accepted_after(cluster.edges, token, lambda: revoke_silently(cluster, "", token_id), 2.0)
     assert max(late_s) < _PROMISED_S
     for edge in cluster.edges:
         assert edge.call(QUERY, token).reason == "TOKEN_REVOKED"
@@ -122,7 +60,7 @@ def test_a_process_cut_off_from_the_database_lets_nobody_in_after_the_bound(clus
     cluster.database_proxies[2].freeze()
     try:
         late_s = last_accepted_after(
-            cluster.edges, token, lambda: revoke(cluster.edges[0], admin, token_id), _PROMISED_S + 1
+            cluster.edges, token, lambda: revoke(cluster, admin, token_id), _PROMISED_S + 1
         )
         assert max(late_s) < _PROMISED_S
         answer = cluster.edges[2].call(QUERY, token)
