@@ -1,8 +1,10 @@
-"""Token form, checksum, hash: rows B1, B2, B3, B4, B12 and B15 of the threat table."""
+"""Token form, checksum, hash: rows B1, B2, B3, B4, B12, B13 and B15 of the threat table."""
 
 from __future__ import annotations
 
+import base64
 import copy
+import hmac
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import random
 import re
 import statistics
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from services.gateway import tokens
 from services.gateway.tokens import Kind, Pepper, Token, has_token_form, id_in, make_token, same_digest
 
 PEPPER = Pepper(bytes(32))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def new() -> Token:
@@ -194,3 +198,54 @@ def test_comparing_digests_takes_the_same_time_wherever_they_differ() -> None:
 def test_a_comparison_that_stops_early_is_noticed() -> None:
     """Twin of the test above."""
     assert _median_t(_leaky, (WRONG_FIRST, WRONG_LAST)) > 4.5
+
+
+def _published_rule() -> dict[str, object]:
+    text = (ROOT / "docs" / "tokens.md").read_text()
+    (rule,) = tomllib.loads(text.split("```toml\n")[1].split("```")[0])["rules"]
+    assert isinstance(rule, dict)
+    return rule
+
+
+def test_the_published_rule_finds_every_token_and_little_else() -> None:
+    """B12: the rule as operators copy it, over leaks as they look and over random text."""
+    rule = _published_rule()
+    expression = re.compile(str(rule["regex"]))
+    assert tokens.PATTERN in (ROOT / "docs" / "tokens.md").read_text()
+    keywords = rule["keywords"]
+    assert isinstance(keywords, list)
+    for kind in Kind:
+        text = make_token(kind, os.urandom).text
+        for leak in (f"SEALCOMB_TOKEN={text}", f'{{"token": "{text}"}}', f"Bearer {text}\n", f"'{text}',"):
+            assert expression.findall(leak) == [text]
+            assert any(word in leak for word in keywords)
+    source = random.Random(7)
+    alphabet = tokens._BASE62.decode() + "_-/+= .\n"
+    noise = "".join(source.choices(alphabet, k=1_000_000))
+    assert not expression.findall(noise)
+    look_alikes = [_look_alike(source) for _ in range(20_000)]
+    assert all(expression.fullmatch(text) for text in look_alikes)
+    assert not any(has_token_form(text.encode()) for text in look_alikes)
+
+
+def test_without_prefix_and_checksum_random_text_would_be_found() -> None:
+    """The twin of the test above: what a bare secret looks like is everywhere."""
+    source = random.Random(7)
+    noise = "".join(source.choices(tokens._BASE62.decode(), k=10_000))
+    assert re.findall(r"[0-9A-Za-z]{36}", noise)
+
+
+def _look_alike(source: random.Random) -> str:
+    token_id = "".join(source.choices("0123456789abcdefghjkmnpqrstvwxyz", k=26))
+    return f"sealcomb_acc_{token_id}_" + "".join(source.choices(tokens._BASE62.decode(), k=36))
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "HS256", "RS256", "EdDSA"])
+def test_a_jwt_is_no_token_whatever_it_claims(algorithm: str) -> None:
+    """B13: tokens are opaque, so there is no algorithm to choose."""
+    header, claims = (
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
+        for part in ({"alg": algorithm, "typ": "JWT"}, {"sub": "operator", "scope": "operator admin"})
+    )
+    for signature in (b"", hmac.digest(bytes(32), header + b"." + claims, "sha256").hex().encode()):
+        assert not has_token_form(header + b"." + claims + b"." + signature)
