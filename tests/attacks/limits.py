@@ -7,10 +7,10 @@ in which a busy machine made fewer calls than the limit allows says so and prove
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import resource
-import statistics
 import sys
 import tempfile
 import threading
@@ -62,10 +62,12 @@ def main() -> int:
 
 
 def _everything(folder: Path) -> Iterator[Row]:
-    yield from asyncio.run(_forged(folder))
-    yield asyncio.run(_victim(folder))
+    if "limits" not in sys.argv:
+        yield from asyncio.run(_forged(folder))
+        yield asyncio.run(_victim(folder))
     with running_cluster(folder, 4) as cluster:
-        yield from _revocation(cluster)
+        if "limits" not in sys.argv:
+            yield from _revocation(cluster)
         for replicas in (1, 2, 4):
             for connections in (1, 50, 500):
                 for tokens in (1, 20):
@@ -172,8 +174,7 @@ def _revocation(cluster: Cluster) -> Iterator[Row]:
             made = cluster.edges[0].create_token(created.token, label="t", scopes=["read"])
             doing: Callable[[], None] = _bound(act, cluster, created.token, made.info.id)
             late_s += last_accepted_after(cluster.edges, made.token, doing, 1.5)
-        # Rounds of this size have no finer one than the largest but one in a hundred.
-        p99_s = statistics.quantiles(late_s, n=100)[98]
+        p99_s = sorted(late_s)[math.ceil(len(late_s) * 0.99) - 1]
         yield Row(
             f"B5 revoke under load at 4 replicas, {name}, {len(late_s)} observations",
             f"last accepted: p99 {p99_s:.2f} s, most {max(late_s):.2f} s",
@@ -220,19 +221,13 @@ def _account(cluster: Cluster, tokens: int) -> list[str]:
 
 
 def _row(attack: str, outcome: Outcome, twin: str, lowest: float = 0.98) -> Row:
-    share = outcome.share(_BURST, _RATE)
+    most, least = outcome.share(_BURST, _RATE), outcome.highest_share(_BURST, _RATE)
     calls = sum(outcome.codes.values())
-    enough = calls - outcome.admitted > 20
-    figure = f"{share:.1%} of {calls} calls' limit" if enough else f"{share:.1%}, too few calls ({calls})"
-    # One call may be under way on each connection when time is up.
-    slack = 2 / (_BURST + _RATE * _SECONDS)
-    return Row(
-        attack,
-        figure,
-        f"{lowest:.0%} to 101%",
-        twin,
-        share <= 1.01 and (not enough or share >= lowest - slack),
-    )
+    figure = f"{least:.1%} of the limit, {calls} calls"
+    if not outcome.refused:
+        figure += ": too few"
+    met = most <= 1.01 and (not outcome.refused or least >= lowest)
+    return Row(attack, figure, f"{lowest:.0%} to 101%", twin, met)
 
 
 def _accuracy(cluster: Cluster, replicas: int, connections: int, tokens: int) -> Row:

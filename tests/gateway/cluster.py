@@ -83,6 +83,8 @@ class Outcome:
     """What a load met."""
 
     began_s: float = 0.0
+    # When the last call was begun at the latest, and when the last answer came.
+    stopped_s: float = 0.0
     ended_s: float = 0.0
     codes: dict[grpc.StatusCode, int] = field(default_factory=dict)
 
@@ -91,8 +93,20 @@ class Outcome:
         """Calls that were let in."""
         return self.codes.get(grpc.StatusCode.OK, 0)
 
+    @property
+    def refused(self) -> int:
+        """Calls that a limit refused: without any, the limit was not reached."""
+        return self.codes.get(grpc.StatusCode.RESOURCE_EXHAUSTED, 0)
+
+    def highest_share(self, burst: float, rate: float) -> float:
+        """The admitted calls as a part of what the limit allows until no new call was begun.
+
+        While the last ones are answered nobody asks, so what comes free then is not missed.
+        """
+        return self.admitted / (burst + rate * (self.stopped_s - self.began_s))
+
     def share(self, burst: float, rate: float) -> float:
-        """The admitted calls as a part of what the limit allows for as long as it took."""
+        """The admitted calls as a part of what the limit allows until the last answer."""
         return self.admitted / (burst + rate * (self.ended_s - self.began_s))
 
 
@@ -112,7 +126,7 @@ async def _hammer(
         waits = [channel.channel_ready() for channel in channels[start : start + 20]]
         await asyncio.wait_for(asyncio.gather(*waits), 60)
     outcome.began_s = time.monotonic()
-    deadline = outcome.began_s + seconds
+    outcome.stopped_s = deadline = outcome.began_s + seconds
 
     async def work(number: int) -> None:
         method: Any = channels[number].unary_unary(path)
