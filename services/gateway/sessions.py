@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from services.common.clock import Clock
 from services.common.context import acting_as
-from services.common.errors import PermissionDenied, Unauthenticated, Unavailable
+from services.common.errors import PermissionDenied, SealcombError, Unauthenticated, Unavailable
 from services.gateway.buckets import Bucket, Buckets, Limits
 from services.gateway.contexts import ContextMint, Identity
 from services.gateway.profiles import Profiles
@@ -133,7 +133,7 @@ class Sessions:
         task = self._loading.get(digest)
         if task is None:
             if len(self._loading) >= _LOADING_MAX:
-                raise Unavailable("the token could not be looked up; try again", retry_after_s=1.0)
+                raise _not_looked_up()
             task = asyncio.get_running_loop().create_task(self._load(token_id, digest))
             self._loading[digest] = task
             task.add_done_callback(lambda done: self._loaded(digest, done))
@@ -152,13 +152,22 @@ class Sessions:
             if self._store.is_local:
                 rows = self._read(token_id, digest)
             else:
-                rows = await asyncio.to_thread(self._read, token_id, digest)
+                rows = await self._read_elsewhere(token_id, digest)
             collections: tuple[str, ...] = ()
             if rows.token.restricted:
                 collections = await self._collections_of(rows.token)
             if drops == self._drops:
                 return self._keep(digest, rows, collections)
         raise Unavailable("the token's account is changing; try again", retry_after_s=1.0)
+
+    async def _read_elsewhere(self, token_id: str, digest: bytes) -> _Rows:
+        try:
+            return await asyncio.to_thread(self._read, token_id, digest)
+        except SealcombError:
+            raise
+        except Exception as error:
+            # The change feed says in the log that the database is away; each call would say it too.
+            raise _not_looked_up() from error
 
     async def _collections_of(self, token: TokenRow) -> tuple[str, ...]:
         if token.sealed is None:
@@ -255,6 +264,10 @@ class _Rows:
     token: TokenRow
     account: AccountRow | None
     used: Used | None
+
+
+def _not_looked_up() -> Unavailable:
+    return Unavailable("the token could not be looked up; try again", retry_after_s=1.0)
 
 
 def _invalid() -> Unauthenticated:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 
@@ -36,6 +37,7 @@ _RATE, _BURST, _SECONDS = 40.0, 80, 5.0
 _ROUNDS = 10
 _BAD_TOKENS = 1_000_000
 _LOOKED_UP = 100_000
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -212,12 +214,28 @@ def _bound(
 
 def _account(cluster: Cluster, tokens: int) -> list[str]:
     edge = cluster.edges[0]
-    created = edge.create_account()
-    made = [edge.create_token(created.token, label="t", scopes=["read"]).token for _ in range(tokens)]
+    # The load before this one may still be ending.
+    _wait(lambda: edge.health() == "SERVING")
+    created = _patiently(edge.create_account)
+    made = [
+        _patiently(lambda: edge.create_token(created.token, label="t", scopes=["read"])).token
+        for _ in range(tokens)
+    ]
     limits = accounts_pb.Limits(calls_per_second=_RATE, burst=_BURST)
-    update(edge, created.account.id, limits=limits)
+    _patiently(lambda: update(edge, created.account.id, limits=limits))
     time.sleep(1.5)
     return made
+
+
+def _patiently(work: Callable[[], _Result]) -> _Result:
+    for _ in range(5):
+        try:
+            return work()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            time.sleep(1.0)
+    return work()
 
 
 def _row(attack: str, outcome: Outcome, twin: str, lowest: float = 0.98) -> Row:
