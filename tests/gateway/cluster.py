@@ -83,10 +83,21 @@ class Outcome:
     """What a load met."""
 
     began_s: float = 0.0
-    # When the last call was begun at the latest, and when the last answer came.
+    # When the first answer came, when the last call was begun at the latest, and when the last answer came.
+    first_s: float = 0.0
     stopped_s: float = 0.0
     ended_s: float = 0.0
+    # For how long no answer came at the most: a machine that stands still asks for nothing.
+    longest_gap_s: float = 0.0
     codes: dict[grpc.StatusCode, int] = field(default_factory=dict)
+
+    def note(self, code: grpc.StatusCode) -> None:
+        """An answer came."""
+        now_s = time.monotonic()
+        self.first_s = self.first_s or now_s
+        self.longest_gap_s = max(self.longest_gap_s, now_s - (self.ended_s or now_s))
+        self.ended_s = now_s
+        self.codes[code] = self.codes.get(code, 0) + 1
 
     @property
     def admitted(self) -> int:
@@ -99,11 +110,11 @@ class Outcome:
         return self.codes.get(grpc.StatusCode.RESOURCE_EXHAUSTED, 0)
 
     def highest_share(self, burst: float, rate: float) -> float:
-        """The admitted calls as a part of what the limit allows until no new call was begun.
+        """The admitted calls as a part of what the limit allows while calls were begun and answered.
 
-        While the last ones are answered nobody asks, so what comes free then is not missed.
+        Before the first is decided the bucket is full; while the last ones are answered nobody asks.
         """
-        return self.admitted / (burst + rate * (self.stopped_s - self.began_s))
+        return self.admitted / (burst + rate * (self.stopped_s - self.first_s))
 
     def share(self, burst: float, rate: float) -> float:
         """The admitted calls as a part of what the limit allows until the last answer."""
@@ -139,10 +150,9 @@ async def _hammer(
                 code = error.code()
                 if code is grpc.StatusCode.UNAVAILABLE:
                     await asyncio.sleep(0.05)
-            outcome.codes[code] = outcome.codes.get(code, 0) + 1
+            outcome.note(code)
 
     await asyncio.gather(*(work(number) for number in range(connections)))
-    outcome.ended_s = time.monotonic()
     await asyncio.gather(*(channel.close() for channel in channels))
     return outcome
 
