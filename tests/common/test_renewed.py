@@ -49,8 +49,17 @@ async def serving(folder: Path) -> AsyncIterator[int]:
         return str(x509.load_pem_x509_certificate(pem).serial_number).encode()
 
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    handler: Any = grpc.unary_unary_rpc_method_handler(answer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"C": handler}),))
+
+    async def beat(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        while True:
+            yield b"."
+            await asyncio.sleep(0.01)
+
+    handlers: Any = {
+        "C": grpc.unary_unary_rpc_method_handler(answer),
+        "Beat": grpc.unary_stream_rpc_method_handler(beat),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
     port = server.add_secure_port("127.0.0.1:0", server_credentials(TlsFiles(folder)))
     await server.start()
     try:
@@ -65,6 +74,11 @@ def make_channel(port: int, material: TlsMaterial) -> grpc.aio.Channel:
         ("grpc.use_local_subchannel_pool", 1),
     )
     return grpc.aio.secure_channel(f"127.0.0.1:{port}", channel_credentials(material), options=options)
+
+
+async def read_on(stream: Any) -> None:
+    while True:
+        await stream.read()
 
 
 async def shown(channel: grpc.aio.Channel) -> int:
@@ -115,6 +129,38 @@ async def test_a_channel_of_grpc_keeps_the_certificate_it_was_made_with(tmp_path
     async with serving(server) as port, make_channel(port, TlsFiles(client).read()) as channel:
         put(client, ca, "ingest")
         assert await shown(channel) == first != serial_in(client)
+
+
+async def test_a_stream_outlives_the_renewal_of_its_channel(tmp_path: Path) -> None:
+    client, server, ca = tmp_path / "client", tmp_path / "server", authority("CA")
+    for folder, service in ((client, "ingest"), (server, "keyvault")):
+        put(folder, ca, service)
+    async with serving(server) as port:
+        own = RenewedChannel(lambda one: make_channel(port, one), TlsFiles(client), time.monotonic, 0.0)
+        async with own:
+            method: Any = own.unary_stream("/a.B/Beat")
+            stream = method(b"", timeout=30)
+            assert await stream.read() == b"."
+            put(client, ca, "ingest")
+            assert await shown(own) == serial_in(client)
+            for _ in range(20):
+                assert await stream.read() == b"."
+            stream.cancel()
+
+
+async def test_a_channel_closed_under_a_stream_cancels_its_reader(tmp_path: Path) -> None:
+    """Twin of the test above: why the old channel is left alone."""
+    client, server, ca = tmp_path / "client", tmp_path / "server", authority("CA")
+    for folder, service in ((client, "ingest"), (server, "keyvault")):
+        put(folder, ca, service)
+    async with serving(server) as port:
+        channel = make_channel(port, TlsFiles(client).read())
+        method: Any = channel.unary_stream("/a.B/Beat")
+        stream = method(b"", timeout=30)
+        assert await stream.read() == b"."
+        await channel.close()
+        with pytest.raises(asyncio.CancelledError):
+            await read_on(stream)
 
 
 async def test_a_renewal_that_stopped_half_way_changes_nothing(tmp_path: Path) -> None:

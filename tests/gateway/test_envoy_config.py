@@ -124,3 +124,31 @@ def test_the_reflected_pool_holds_public_files_only() -> None:
     for inner in ("sealcomb.internal.v1.KeyReleaseService", "sealcomb.internal.v1.PassageService"):
         with pytest.raises(KeyError):
             pool.FindServiceByName(inner)
+
+
+def test_the_second_door_has_every_bound_of_the_first(tmp_path: Path) -> None:
+    addresses = dict.fromkeys(SERVICES, "127.0.0.1:1")
+    plan = EdgePlan(
+        "[::1]:8443", tmp_path, tmp_path, tmp_path, addresses, 10, 1 << 30, 4 << 20, frozenset(),
+        http_listen="[::1]:8444", client_ca_file=tmp_path / "ca.pem", proxy_protocol=True, trusted_hops=2,
+    )  # fmt: skip
+    first, second = bootstrap(plan)["static_resources"]["listeners"]
+    for part in ("listener_filters", "per_connection_buffer_limit_bytes"):
+        assert first[part] == second[part]
+    one, other = first["filter_chains"][0], second["filter_chains"][0]
+    assert one["transport_socket_connect_timeout"] == other["transport_socket_connect_timeout"]
+    demand = "require_client_certificate"
+    assert (
+        one["transport_socket"]["typed_config"][demand] is other["transport_socket"]["typed_config"][demand]
+    )
+    ours, theirs = one["filters"][0]["typed_config"], other["filters"][0]["typed_config"]
+    for part in (
+        "http2_protocol_options", "common_http_protocol_options", "max_request_headers_kb",
+        "request_headers_timeout", "stream_idle_timeout", "xff_num_trusted_hops",
+    ):  # fmt: skip
+        assert ours[part] == theirs[part]
+    names = [one["name"] for one in theirs["http_filters"]]
+    assert names.index("client-address") < names.index("ext_authz")
+    refused = [route["direct_response"]["status"] for route in routes(bootstrap(plan))[:2]]
+    host = theirs["route_config"]["virtual_hosts"][0]
+    assert refused == [route["direct_response"]["status"] for route in host["routes"][:2]] == [431, 415]

@@ -1,8 +1,9 @@
 """A channel that follows renewed certificates: gRPC fixes a channel's certificate when it is made.
 
 The files are looked at when a call begins, at most every few seconds. When they have changed, later
-calls go through a new channel, and the old one is closed once its calls have ended or had their
-time. Files that are half renewed or cannot be read leave the channel as it is.
+calls go through a new channel. The old one stays as long as a server lets a connection live, so that
+no stream on it is cut from this side, which would look like a cancellation to whoever reads it. Files
+that are half renewed or cannot be read leave the channel as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import grpc.aio
 from services.common.tls import TlsFiles, TlsMaterial
 
 LOOK_EVERY_S = 5.0
-# Longer than any call between services but a watch, which begins again by itself.
-_GRACE_S = 60.0
+# Longer than the age and the grace that a service's server gives a connection.
+_OLD_S = 700.0
 
 
 class RenewedChannel(grpc.aio.Channel):
@@ -38,7 +39,7 @@ class RenewedChannel(grpc.aio.Channel):
         self._material = files.read()
         self._channel = make(self._material)
         self._looked_s = monotonic_s()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._old: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     def current(self) -> grpc.aio.Channel:
         """The channel for the certificate that is there now."""
@@ -52,9 +53,9 @@ class RenewedChannel(grpc.aio.Channel):
             return self._channel
         if material != self._material:
             old, self._channel, self._material = self._channel, self._make(material), material
-            closing = asyncio.get_running_loop().create_task(old.close(_GRACE_S))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            closing = asyncio.get_running_loop().create_task(_close_later(old))
+            self._old[closing] = old
+            closing.add_done_callback(lambda done: self._old.pop(done, None))
         return self._channel
 
     async def __aenter__(self) -> RenewedChannel:
@@ -65,8 +66,9 @@ class RenewedChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """Closes it, and those before it at once."""
-        for closing in list(self._closing):
+        for closing, old in list(self._old.items()):
             closing.cancel()
+            await old.close()
         await self._channel.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
@@ -96,6 +98,11 @@ class RenewedChannel(grpc.aio.Channel):
     def stream_stream(self, *args: Any, **options: Any) -> Any:
         """A method of streams both ways."""
         return _Method(self, lambda channel: channel.stream_stream(*args, **options))
+
+
+async def _close_later(channel: grpc.aio.Channel) -> None:
+    await asyncio.sleep(_OLD_S)
+    await channel.close()
 
 
 class _Method:
