@@ -108,7 +108,8 @@ async def test_a_short_upload_is_committed_under_its_own_context(rig: Rig) -> No
 
 async def test_an_upload_of_much_or_at_its_contexts_end_is_committed_under_a_permit(rig: Rig) -> None:
     """What may outlive its context in the middle of a commit never goes on under it."""
-    await rig.upload(b"word " * 1_000_000)
+    # Much to write and little to embed.
+    await rig.upload(b"one" + b" " * 5 * MIB + b"other")
     await rig.upload(PROSE, context={"expires_s": SystemClock().now_s() + LEFT_S_MIN - 1})
     assert rig.vectorstore.put_methods == ["ingest", "ingest"]
     await eventually(lambda: list(rig.keyvault.permits.values()) == [False, False])
