@@ -38,6 +38,12 @@ _KEYVAULT_SETTINGS = (
     "pkcs11_token",
     "pkcs11_pin_file",
 )
+_EDGE_SETTINGS = (
+    "edge_calls_in_flight_max",
+    "edge_connections_max",
+    "edge_connections_per_second",
+    "edge_trusted_hops",
+)
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
 
 
@@ -57,6 +63,11 @@ class StandaloneSettings(BaseSettings):
     # JSON over HTTPS and gRPC-Web; 0: no such door.
     edge_http_port: int = Field(default=8444, ge=0, le=65535)
     edge_cors_origins: str = ""
+    # The gateway's own bounds of the edge, and what stands in front of it, which it checks itself.
+    edge_calls_in_flight_max: str = ""
+    edge_connections_max: str = ""
+    edge_connections_per_second: str = ""
+    edge_trusted_hops: str = ""
     # `make run DEMO=0` says it without the prefix.
     demo: bool = Field(default=True, validation_alias=AliasChoices("SEALCOMB_DEMO", "DEMO"))
     # Folder of the demo's documents.
@@ -213,6 +224,9 @@ class Layout:
             "EDGE_TLS_DIR": str(self.installation.edge_tls_dir),
             # Beside the keys, since Envoy's configuration may name or hold some.
             "RUN_DIR": str(self.installation.keys_dir / "run"),
+        }
+        own |= {
+            name.upper(): value for name in _EDGE_SETTINGS if (value := str(getattr(self.settings, name)))
         }
         if self.settings.edge_http_port:
             own["EDGE_HTTP_LISTEN"] = f"{self.settings.edge_host}:{self.settings.edge_http_port}"

@@ -94,6 +94,19 @@ def test_services_get_what_is_listed_and_no_secret(tmp_path: Path) -> None:
         assert environment["PATH"] == "/bin"
 
 
+def test_bounds_of_the_edge_reach_the_gateway_and_it_alone(tmp_path: Path) -> None:
+    settings = StandaloneSettings(data_dir=tmp_path / "data", edge_trusted_hops="2")
+    layout = Layout(settings, ensure_installation(settings.keys_folder), dict.fromkeys(SERVICES, 12345))
+    environments = {name: layout.environment(name, {}) for name in SERVICE_ORDER}
+    assert environments["gateway"]["SEALCOMB_EDGE_TRUSTED_HOPS"] == "2"
+    assert "SEALCOMB_EDGE_CONNECTIONS_MAX" not in environments["gateway"]
+    assert not [
+        name
+        for name, own in environments.items()
+        if name != "gateway" and "SEALCOMB_EDGE_TRUSTED_HOPS" in own
+    ]
+
+
 def test_keys_lie_beside_the_data_and_never_inside(tmp_path: Path) -> None:
     settings = StandaloneSettings(data_dir=tmp_path / "data")
     assert settings.keys_folder == tmp_path / "data.keys"
