@@ -109,6 +109,11 @@ attack-ingest: setup node-packages ## Attack ingest by every row of its threats;
 attack-limits: setup ## Attack limits, revocation and the token check over four replicas; one table, some minutes
 	$(BIN)/python -m tests.attacks.limits
 
+.PHONY: attack-keys
+attack-keys: setup ## Attack keyvault's door, policy, database, log and format; each with its control off too
+	./scripts/install-test-packages.sh
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.attacks.keys
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check

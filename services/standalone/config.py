@@ -166,9 +166,12 @@ class Layout:
         environment = {name: inherited[name] for name in _INHERITED if name in inherited}
         # More threads than cores make the slowest calls slower still (services run one query a thread).
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        if service == "ingest":
-            # What is freed is overwritten at once (docs/adr/0014): temporary tokens have been there.
+        if service in ("ingest", "keyvault"):
+            # What is freed is overwritten at once (docs/adr/0014): temporary tokens and keys have been there.
             environment |= {"GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"}
+        if service == "keyvault":
+            # Python's own small blocks, such as a key's, as well.
+            environment |= {"PYTHONMALLOC": "malloc"}
         environment |= {f"SEALCOMB_{name}": value for name, value in (common | own).items()}
         return environment
 
