@@ -10,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -61,6 +63,25 @@ class _Install:
                     if json.loads(line)["event"] == "serving":
                         break
                 yield started
+            finally:
+                started.kill()
+
+    @contextmanager
+    def logging_to(self, log: IO[bytes]) -> Iterator[None]:
+        """The process while it serves, its log in a file."""
+        command = [sys.executable, "-m", "services.keyvault.main"]
+        with subprocess.Popen(command, env=self.environment, stderr=log) as started:
+            try:
+                host, _, port = self.environment["SEALCOMB_LISTEN"].partition(":")
+                for _ in range(_START_S * 20):
+                    try:
+                        socket.create_connection((host, int(port)), 1).close()
+                        break
+                    except OSError:
+                        time.sleep(0.05)
+                yield
+                started.terminate()
+                started.wait(_START_S)
             finally:
                 started.kill()
 

@@ -47,9 +47,8 @@ def main() -> int:
     for proof in prove(BY_TESTS):
         holds = not proof.failed and proof.tests > 0
         bad += not holds
-        print(
-            f"{proof.row:4} {'':52} {proof.tests:6} {proof.failed:7} {0:6} {proof.twins:7}{'' if holds else '   BROKEN'}"
-        )
+        figures = f"{proof.tests:6} {proof.failed:7} {0:6} {proof.twins:7}"
+        print(f"{proof.row:4} {'':52} {figures}{'' if holds else '   BROKEN'}")
     return int(bad > 0)
 
 
