@@ -7,13 +7,17 @@ environment. Secrets come as paths of files, never as values.
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.tls import TlsFiles
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ServiceSettings(BaseSettings):
@@ -27,7 +31,10 @@ class ServiceSettings(BaseSettings):
     tls_dir: Path
     # Folder with gateway.pub.pem and keyvault.pub.pem.
     context_trust_dir: Path
-    # SQLAlchemy URL of the service's own database.
+    # Lets a network carry what the database is asked and told in clear, its password too.
+    database_insecure: bool = False
+    # URL of the service's own database: sqlite:///<file>, or postgresql://user@host/name?sslmode=verify-full
+    # with libpq's settings, such as sslrootcert and passfile.
     database_url: str
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     # Where metrics and probes are answered, in clear and to anyone (services.common.ops); port 0: nowhere.
@@ -40,6 +47,24 @@ class ServiceSettings(BaseSettings):
     # How long a service uses a data key that keyvault gave it: the hard bound of the off switch, and how long
     # it goes on while the KMS does not answer.
     data_key_ttl_s: float = Field(default=60.0, gt=0, le=300)
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database(cls, url: str, info: ValidationInfo) -> str:
+        scheme, _, _ = url.partition(":")
+        if scheme.partition("+")[0] not in ("postgresql", "postgres"):
+            return url
+        address = urlsplit(url)
+        options = parse_qs(address.query)
+        if address.password or "password" in options:
+            raise ValueError("must name no password; put it into a file and name that with passfile=")
+        elsewhere = (options.get(name, []) for name in ("host", "hostaddr", "service"))
+        hosts = [address.hostname or "", *chain.from_iterable(elsewhere)]
+        # A name with a slash is a folder of sockets.
+        here = all(not host or host in _LOOPBACK or host.startswith("/") for host in hosts)
+        if here or options.get("sslmode") == ["verify-full"] or info.data.get("database_insecure"):
+            return url
+        raise ValueError("must have sslmode=verify-full where it leaves this machine")
 
     @property
     def tls(self) -> TlsFiles:

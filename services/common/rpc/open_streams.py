@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import Counter
 
 from services.common.clock import Clock
 from services.common.context import CallContext
@@ -23,6 +24,7 @@ BOUND_S = 45.0
 # What one question may name; more are asked in the next rounds first.
 TOKENS_MAX = 1000
 _log = structlog.get_logger("streams")
+_ended = Counter("sealcomb_streams_ended_total", "Streams ended because their token had ended")
 
 # The tokens among these that no longer let anybody in.
 EndedTokens = Callable[[Collection[str]], Awaitable[Collection[str]]]
@@ -107,4 +109,5 @@ class OpenStreams:
 def _end(stream: _Stream) -> None:
     if not stream.ended:
         stream.ended = True
+        _ended.inc()
         stream.task.cancel()

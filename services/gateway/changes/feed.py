@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import structlog
+from prometheus_client import Counter
 
 from services.common.clock import Clock
 from services.gateway.changes.store import ACCOUNT, Change, Changes
@@ -22,6 +23,7 @@ POLL_S = 0.5
 BOUND_S = 4.0
 _RECONNECT_S = 1.0
 _log = structlog.get_logger("changes")
+_readings = Counter("sealcomb_changes_readings_total", "Readings of numbered changes", ["outcome"])
 
 
 class Log(Protocol):
@@ -102,8 +104,10 @@ class ChangeFeed:
             if not self._failing:
                 _log.exception("changes cannot be read")
             self._failing = True
+            _readings.labels("failed").inc()
             return
         self._failing = False
+        _readings.labels("ok").inc()
         self._apply(changes)
 
     def _changes(self) -> Changes:

@@ -15,6 +15,7 @@ import math
 from typing import Protocol
 
 import structlog
+from prometheus_client import Counter, Gauge
 
 from services.common.clock import Clock
 from services.gateway.buckets import ASK, Limits, TokenBucket
@@ -29,6 +30,8 @@ _IDLE_S = 60.0
 _SWEEP_AT = 4096
 _EPSILON = 1e-6
 _log = structlog.get_logger("limits")
+_store_lost = Gauge("sealcomb_limits_store_lost", "1 while the store of shared limits does not answer")
+_leases = Counter("sealcomb_limits_leases_total", "Questions to the store of shared limits")
 
 
 class Store(Protocol):
@@ -151,6 +154,7 @@ class SharedBucket:
         ahead = self._ahead(now_s)
         self._used, self._asked_s = 0.0, now_s
         first = wanted[0] if wanted else 1.0
+        _leases.inc()
         try:
             lease = await self._pool.store.lease(self.name, self.limits, first, sum(wanted), ahead)
         except StoreLost:
@@ -208,6 +212,7 @@ class SharedBuckets:
         if not self.lost:
             self.lost = True
             self.losses += 1
+            _store_lost.set(1)
             _log.warning("the store of shared limits is lost", count=self.replicas)
 
     def share_of(self, limits: Limits) -> Limits:
@@ -231,6 +236,7 @@ class SharedBuckets:
         self.replicas = max(seen, self._replicas_min)
         if self.lost:
             self.lost = False
+            _store_lost.set(0)
             _log.info("the store of shared limits answers again", count=self.replicas)
 
     async def tidy(self) -> None:
