@@ -16,6 +16,7 @@ MODEL_STAMP := $(VENV)/.prepared-model
 PROTOS := $(shell find protos -name '*.proto' 2>/dev/null)
 CODE := services client tests scripts benchmarks
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 DEMO ?= 1
 
 .PHONY: help
@@ -168,6 +169,13 @@ bench-ingest: setup ## Measure what taking documents in costs against embedding 
 bench-keys: setup ## Measure data-key releases at each KMS, rotation, sealing against Cobblestone and AES-GCM, the off switch
 	./scripts/install-test-packages.sh
 	$(BIN)/python -m benchmarks.keys
+
+.PHONY: bench-vectors
+bench-vectors: setup ## Measure vector search beside Chroma, pgvector, Qdrant, faiss and hnswlib; filters; opening
+	$(BIN)/python -m benchmarks.costs
+	$(BIN)/python -m benchmarks.filters
+	$(BIN)/python -m benchmarks.opening
+	$(BIN)/python -m benchmarks.vectors $(BENCH_ARGS)
 
 # --- change -----------------------------------------------------------------------------------------
 

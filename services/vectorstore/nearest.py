@@ -122,7 +122,7 @@ class Sight:
         `allowed` has been masked with `live`. `ef` bounds the walk through the graph; 0 is the default.
         """
         if self.metric is Metric.COSINE:
-            query = unit(query[np.newaxis, :])[0]
+            query = _unit_query(query)
         # A few more than asked for: single precision may misorder the last places.
         wanted = k + 8
         if allowed is None:
@@ -225,12 +225,14 @@ class Sight:
         vectors = self.vectors[rows].astype(np.float64)
         wanted = query.astype(np.float64)
         if self.metric is Metric.L2:
-            scores: npt.NDArray[np.float64] = np.square(vectors - wanted).sum(1)
+            apart = vectors - wanted
+            scores: npt.NDArray[np.float64] = np.einsum("ij,ij->i", apart, apart)
             order = np.lexsort((rows, scores))[:k]
         else:
             scores = np.asarray(vectors @ wanted)
             if self.metric is Metric.COSINE:
-                scores = scores / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(wanted))
+                # Squares of lengths within 1e-18 to 1e18 stay far inside double precision.
+                scores = scores / np.sqrt(np.einsum("ij,ij->i", vectors, vectors) * (wanted @ wanted))
             order = np.lexsort((rows, -scores))[:k]
         return Found(rows[order], scores[order], work, self.work_ms(work))
 
@@ -255,6 +257,12 @@ def unit(vectors: Vectors) -> Vectors:
     """The vectors at length 1."""
     lengths = np.maximum(lengths_of(vectors), np.float32(1e-30))
     return np.asarray(vectors / lengths[:, np.newaxis], np.float32)
+
+
+def _unit_query(query: Vectors) -> Vectors:
+    """The same as `unit`, for one vector and at a third of the cost."""
+    wide = query.astype(np.float64)
+    return np.asarray(wide / max(float(wide @ wide) ** 0.5, 1e-30), np.float32)
 
 
 def _top(nearness: Vectors, count: int) -> Rows:

@@ -1,0 +1,1 @@
+"""Vector search side by side with its open peers."""
