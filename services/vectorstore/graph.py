@@ -176,7 +176,7 @@ def _shape(index: hnswlib.Index, rows: Rows) -> Shape:
 
 
 @contextmanager
-def _memory(parts: Iterable[bytes]) -> Iterator[str]:
+def _memory(parts: Iterable[bytes | memoryview]) -> Iterator[str]:
     """A path that hnswlib can save to and load from, and that is on no disk."""
     descriptor = os.memfd_create("graph", os.MFD_CLOEXEC)
     try:

@@ -250,7 +250,8 @@ def _visits(ef: int, matches: int, rows: int) -> float:
 def lengths_of(vectors: Vectors) -> Vectors:
     """The length of each vector."""
     # Double precision: the squares of very short or long vectors leave the range of single.
-    return np.asarray(np.linalg.norm(vectors.astype(np.float64), axis=1), np.float32)
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    return np.asarray(np.sqrt(squares), np.float32)
 
 
 def unit(vectors: Vectors) -> Vectors:

@@ -183,10 +183,9 @@ def _operation(reader: Reader, dimension: int) -> Operation:
 
 
 def _read_versioned(reader: Reader, dimension: int) -> UpsertPoints:
-    rows = [(reader.text(), reader.u64(), reader.raw(), reader.text()) for _ in range(reader.u32())]
-    vectors = reader.vectors(len(rows), dimension)
-    ids, versions, metadata, texts = ([row[column] for row in rows] for column in range(4))
-    return UpsertPoints(ids, vectors, metadata, texts, versions)  # type: ignore[arg-type]
+    ids, versions, metadata, texts = reader.versioned(reader.u32())
+    vectors = reader.vectors(len(ids), dimension)
+    return UpsertPoints(ids, vectors, metadata, texts, versions)
 
 
 def _read_update(reader: Reader) -> UpdatePoints:

@@ -94,7 +94,7 @@ def shape_of(raw: memoryview, rows: Rows) -> Shape:
     return shape
 
 
-def index_bytes(shape: Shape, rows: Rows, spare_label: int, vectors: Vectors) -> list[bytes]:
+def index_bytes(shape: Shape, rows: Rows, spare_label: int, vectors: Vectors) -> list[bytes | memoryview]:
     """An index's bytes in parts: `rows` by element, -1 for deleted ones, whose labels begin at `spare_label`.
 
     `vectors` are those of the elements; a deleted one's is taken from its neighbours, for the walk's sake.
@@ -102,13 +102,13 @@ def index_bytes(shape: Shape, rows: Rows, spare_label: int, vectors: Vectors) ->
     count, dimension = vectors.shape
     size = 4 * _WIDTH + 4 * dimension + 8
     dead = rows < 0
-    elements = np.empty((count, size), np.uint8)
-    lowest = shape.lowest.copy()
-    lowest[dead, 0] |= _DELETED
-    elements[:, : 4 * _WIDTH] = lowest.view(np.uint8)
-    elements[:, 4 * _WIDTH : -8] = _filled(shape, dead, vectors).view(np.uint8)
+    # Everything is a multiple of four bytes, and numbers are copied faster than bytes.
+    elements = np.empty((count, size // 4), "<u4")
+    elements[:, :_WIDTH] = shape.lowest
+    elements[dead, 0] |= _DELETED
+    elements[:, _WIDTH:-2] = _filled(shape, dead, vectors).view("<u4")
     labels = np.where(dead, np.arange(spare_label, spare_label + count), rows).astype("<u8")
-    elements[:, -8:] = labels[:, np.newaxis].view(np.uint8)
+    elements[:, -2:] = labels[:, np.newaxis].view("<u4")
     header = _HEADER.pack(
         0, count, count, size, size - 8, 4 * _WIDTH, shape.level, shape.entry,
         M, 2 * M, M, 1 / math.log(M), EF_CONSTRUCTION,
@@ -117,7 +117,7 @@ def index_bytes(shape: Shape, rows: Rows, spare_label: int, vectors: Vectors) ->
     for length in shape.upper_sizes.tolist():
         upper.append(struct.pack("<I", length) + shape.upper[at : at + length])
         at += length
-    return [header, elements.tobytes(), b"".join(upper)]
+    return [header, elements.data.cast("B"), b"".join(upper)]
 
 
 def pack(shape: Shape, rows: Rows, until: int) -> bytes:
