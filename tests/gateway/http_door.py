@@ -19,15 +19,12 @@ OPENAPI = ROOT / "services" / "gateway" / "openapi.json"
 
 
 @contextmanager
-def http_client(
-    edge: Edge, token: str | None = None, *, http2: bool = False, port: int | None = None
-) -> Iterator[httpx.Client]:
+def http_client(edge: Edge, token: str | None = None, *, port: int | None = None) -> Iterator[httpx.Client]:
     """A client of the edge's HTTP door."""
     context = ssl.create_default_context(cafile=str(edge.installation.edge_ca_file))
     headers = {"authorization": f"Bearer {token}"} if token is not None else {}
     with httpx.Client(
         verify=context,
-        http2=http2,
         base_url=f"https://localhost:{port or edge.http_port}",
         headers=headers,
         timeout=20,

@@ -74,9 +74,8 @@ def outcome(response: httpx.Response) -> tuple[int, str, str]:
     return int(told["grpc-status"]), unquote(told.get("grpc-message", "")), info.reason
 
 
-@pytest.mark.parametrize("http2", [False, True])
-def test_a_call_is_answered_in_frames(edge: Edge, token: str, http2: bool) -> None:
-    with http_client(edge, token, http2=http2) as client:
+def test_a_call_is_answered_in_frames(edge: Edge, token: str) -> None:
+    with http_client(edge, token) as client:
         response = client.post(WHOAMI, headers=TYPE, content=frame(b""))
     messages, trailers = frames(response.content)
     assert token_service_pb2.WhoAmIResponse.FromString(messages[0]).account_id

@@ -1,9 +1,13 @@
-"""The second door, for clients without gRPC: JSON over HTTP/1.1 and HTTP/2, and gRPC-Web.
+"""The second door, for clients without gRPC: JSON and gRPC-Web over HTTP/1.1.
 
 It is the listener of the edge with some parts added, so that no control of the first door can be
 missing here. JSON is made into the gRPC call that it stands for before policy is asked: what policy
 sees, what is routed and what the service is sent is one and the same path. Nothing here decides
 who may call what.
+
+The transcoder reads a body before policy is asked, and holds what it has not understood yet without a
+bound: a text that does not end would fill Envoy's memory, a number that does not end its time. So a
+body's length must be said first, as only HTTP/1.1 can be held to it, and is bounded as a whole.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from services.common.rpc.problem import PROBLEM_WANTED_HEADER
 from services.gateway.envoy.listener import FILTERS, edge_listener, header_allow_list
 from services.gateway.envoy.plan import EdgePlan, Json, socket_address
 from services.gateway.envoy.problems import PROBLEM_SCRIPT
+from services.gateway.envoy.refusals import REFUSED, refusal
 
 HTTP_LISTENER = "http"
 OPENAPI_PATH = "/openapi.json"
@@ -26,6 +31,11 @@ _OPENAPI_FILE = Path(__file__).resolve().parents[1] / "openapi.json"
 _VARIABLE = re.compile(r"\{(\w+)\}")
 _OPENAPI_BYTES_MAX = 1 << 20
 _CORS_MAX_AGE_S = 600
+# The largest body of JSON, the array of a stream included. The transcoder reads it before policy is
+# asked, in a time that grows with the square of a number's digits: more would be too much for strangers.
+BODY_BYTES_MAX = 1 << 20
+# What a client said of its body's length, copied since the transcoder takes the originals away.
+_LENGTH_HEADER, _CHUNKED_HEADER = "sealcomb-length", "sealcomb-chunked"
 # What browsers say of themselves, and what HTTP/1.1 says of the connection; none of it goes inside.
 _DOOR_HEADERS = (
     "accept",
@@ -35,6 +45,8 @@ _DOOR_HEADERS = (
     "expect",
     "origin",
     "x-grpc-web",
+    _LENGTH_HEADER,
+    _CHUNKED_HEADER,
 )
 _GRPC_TYPES = r"application/grpc(?:\+[a-z]+)?|application/grpc-web(?:-text)?(?:\+proto)?"
 
@@ -43,12 +55,12 @@ def http_listener(plan: EdgePlan, listen: str) -> Json:
     """The listener of the second door."""
     listener = edge_listener(plan)
     (chain,) = listener["filter_chains"]
-    chain["transport_socket"]["typed_config"]["common_tls_context"]["alpn_protocols"] = ["h2", "http/1.1"]
+    chain["transport_socket"]["typed_config"]["common_tls_context"]["alpn_protocols"] = ["http/1.1"]
     manager = chain["filters"][0]["typed_config"]
     manager |= {
         "stat_prefix": HTTP_LISTENER,
-        "codec_type": "AUTO",
-        "early_header_mutation_extensions": [header_allow_list(plan, _DOOR_HEADERS)],
+        "codec_type": "HTTP1",
+        "early_header_mutation_extensions": [_with_lengths(header_allow_list(plan, _DOOR_HEADERS))],
         "http_filters": [
             # Outermost, so that it sees every answer of the others.
             _filter("problems", _problems()),
@@ -65,6 +77,9 @@ def http_listener(plan: EdgePlan, listen: str) -> Json:
     (host,) = routes["virtual_hosts"]
     for route in host["routes"]:
         _admit_grpc_web(route["match"])
+    host["routes"] = [*_length_routes(), *host["routes"]]
+    for route in host["routes"]:
+        _refuse_unread(route)
     host["routes"].insert(-1, _openapi_route(plan))
     host["request_headers_to_remove"] += [*_DOOR_HEADERS, "x-envoy-original-path", "x-envoy-original-method"]
     host["response_headers_to_add"] = [_header("cache-control", "no-store")]
@@ -72,6 +87,41 @@ def http_listener(plan: EdgePlan, listen: str) -> Json:
         host["routes"].insert(-1, _preflight_route())
         host["typed_per_filter_config"] = {"cors": _cors(plan)}
     return listener | {"name": HTTP_LISTENER, "address": socket_address(listen)}
+
+
+def _with_lengths(extension: Json) -> Json:
+    copies: list[Json] = []
+    for header, original in ((_LENGTH_HEADER, "CONTENT-LENGTH"), (_CHUNKED_HEADER, "TRANSFER-ENCODING")):
+        copies += [{"remove": header}, {"append": _header(header, f"%REQ({original})%")}]
+    config = extension["typed_config"]
+    config["mutations"] = [*copies, *config["mutations"]]
+    return extension
+
+
+def _length_routes() -> list[Json]:
+    too_large = {"start": BODY_BYTES_MAX + 1, "end": 2**62}
+    return [
+        _length_refusal(411, {"name": _CHUNKED_HEADER, "present_match": True}),
+        _length_refusal(413, {"name": _LENGTH_HEADER, "range_match": too_large}),
+    ]
+
+
+def _length_refusal(status: int, header: Json) -> Json:
+    # gRPC-Web is bounded as gRPC is.
+    no_grpc = {
+        "name": "content-type",
+        "string_match": {"safe_regex": {"regex": _GRPC_TYPES}},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    }
+    return refusal(status, no_grpc, header)
+
+
+def _refuse_unread(route: Json) -> None:
+    # Without services the transcoder is off: it would read the whole body before a refusal is given.
+    off = {"@type": FILTERS + "grpc_json_transcoder.v3.GrpcJsonTranscoder", "proto_descriptor_bin": ""}
+    if route["name"] == REFUSED:
+        route["typed_per_filter_config"]["json"] = off
 
 
 def path_variables() -> list[str]:
@@ -102,7 +152,7 @@ def _transcoder(plan: EdgePlan) -> Json:
             "reject_unknown_query_parameters": True,
             "reject_binding_body_field_collisions": True,
         },
-        "max_request_body_size": plan.message_bytes_max,
+        "max_request_body_size": BODY_BYTES_MAX,
     }
 
 

@@ -36,6 +36,9 @@ _OWN: dict[int, SealcombError] = {
     403: PermissionDenied("the call is not allowed"),
     404: NotFound("no such path or method; see /openapi.json", reason="NO_SUCH_METHOD"),
     408: DeadlineExceeded("the request did not arrive in time; try again"),
+    411: InvalidArgument(
+        "say the body's length in content-length; chunks are not taken", reason="LENGTH_REQUIRED"
+    ),
     413: ResourceExhausted("the request is too large; send less at once", reason="MESSAGE_TOO_LARGE"),
     429: ResourceExhausted("too many calls; try again", retry_after_s=1.0),
     500: _INTERNAL,

@@ -9,6 +9,8 @@ from services.gateway.envoy.plan import TYPE, Json
 HEADER_KIB_MAX, HEADER_KIB_READ = 16, 80
 # How much a client sent in headers, written by the edge.
 SIZE_HEADER = "sealcomb-size"
+# What the access log calls these routes.
+REFUSED = "refused"
 _FILTERS = TYPE + "extensions.filters.http."
 
 # The HTTP statuses of these refusals, and what a gRPC client is told.
@@ -26,9 +28,9 @@ def refusal_routes() -> list[Json]:
     """Routes that stand before all others."""
     too_large = {"start": HEADER_KIB_MAX * 1024 + 1, "end": 2**62}
     return [
-        _refusal(431, {"name": SIZE_HEADER, "range_match": too_large}),
+        refusal(431, {"name": SIZE_HEADER, "range_match": too_large}),
         # A few kilobytes may be many megabytes: what a service holds must be what its client sent.
-        _refusal(
+        refusal(
             415,
             {"name": "grpc-encoding", "present_match": True},
             {"name": "grpc-encoding", "string_match": {"exact": "identity"}, "invert_match": True},
@@ -36,9 +38,10 @@ def refusal_routes() -> list[Json]:
     ]
 
 
-def _refusal(status: int, *headers: Json) -> Json:
+def refusal(status: int, *headers: Json) -> Json:
+    """A route that refuses whatever all the matchers hold for."""
     return {
-        "name": "refused",
+        "name": REFUSED,
         "match": {"prefix": "/", "headers": list(headers)},
         "direct_response": {"status": status},
         "typed_per_filter_config": {
