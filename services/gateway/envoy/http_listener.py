@@ -77,7 +77,8 @@ def http_listener(plan: EdgePlan, listen: str) -> Json:
     (host,) = routes["virtual_hosts"]
     for route in host["routes"]:
         _admit_grpc_web(route["match"])
-    host["routes"] = [*_length_routes(), *host["routes"]]
+    refusals = [route for route in host["routes"] if route["name"] == REFUSED]
+    host["routes"][len(refusals) : len(refusals)] = _length_routes()
     for route in host["routes"]:
         _refuse_unread(route)
     host["routes"].insert(-1, _openapi_route(plan))
