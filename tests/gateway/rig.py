@@ -320,7 +320,7 @@ class Edge:
         if waits:
             self.wait_serving()
 
-    def wait_serving(self, timeout_s: float = 20.0) -> None:
+    def wait_serving(self, timeout_s: float = 60.0) -> None:
         """Waits until the edge says SERVING."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
