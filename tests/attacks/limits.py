@@ -241,9 +241,13 @@ def _patiently(work: Callable[[], _Result]) -> _Result:
 
 
 def _row(attack: str, outcome: Outcome, twin: str, lowest: float = 0.98) -> Row:
+    """The admitted part of the limit: of all the time, and of the time in which calls were begun.
+
+    The first must not be above the upper bound, the second not below the lower; the truth is between.
+    """
     most, least = outcome.share(_BURST, _RATE), outcome.highest_share(_BURST, _RATE)
     calls = sum(outcome.codes.values())
-    figure = f"{least:.1%} of the limit, {calls} calls"
+    figure = f"{most:.1%} to {least:.1%}, {calls} calls"
     stalled = outcome.longest_gap_s > _STALLED_S
     if stalled or not outcome.refused:
         figure += ": stalled" if stalled else ": too few"
