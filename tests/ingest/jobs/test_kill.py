@@ -107,7 +107,11 @@ async def test_kills_anywhere_leave_each_item_once_and_new(tmp_path: Path) -> No
             await asyncio.sleep(chance.uniform(0.02, 0.7))
             found = await get(rig, begun.id)
             if found.state in ENDED:
-                assert texts(rig) == wanted
+                # On a slow machine an item may have been killed thrice: set aside, and there again below.
+                poisoned = await _failed(rig, begun.id)
+                assert {item.reason for item in poisoned} <= {"ITEM_POISON"}
+                missing = {item.name for item in poisoned}
+                assert texts(rig) == {name: text for name, text in wanted.items() if name not in missing}
                 # Sets items that were killed thrice aside for a moment, and brings the changed ones in.
                 version += 1
                 first = chance.randrange(ITEMS // 2)
