@@ -48,6 +48,8 @@ ALLOWED_FOR = {
     # Installed on demand, unchanged and replaceable, as the LGPL wants; nothing of it is copied.
     "psycopg": "LGPL-3.0-only",
     "psycopg-binary": "LGPL-3.0-only",
+    # Names no version; its LICENSE file is that of 2.0. Development only.
+    "kubernetes-validate": "Apache",
 }
 
 _SEPARATORS = re.compile(r"\s*;\s*|\s+AND\s+|\s+OR\s+")
