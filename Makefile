@@ -190,12 +190,12 @@ protos: setup ## Generate the stubs beside their .proto files
 
 UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UV_ARGS)
-OTHER_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit --extra postgresql --extra gateway-valkey
+OTHER_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit --extra postgresql --extra gateway-valkey --extra tracing
 RUN_EXTRAS := --extra gateway --extra keyvault --extra vectorstore --extra ingest --extra client
 
 # What the image of a service carries: its extra, the driver of PostgreSQL, and $(2).
 define lock-image
-	$(UV_COMPILE) pyproject.toml --extra $(1) --extra postgresql $(2) \
+	$(UV_COMPILE) pyproject.toml --extra $(1) --extra postgresql --extra tracing $(2) \
 		-c requirements/dev.txt -o requirements/image-$(1).txt
 endef
 

@@ -40,6 +40,13 @@ class ServiceSettings(BaseSettings):
     # Where metrics and probes are answered, in clear and to anyone (services.common.ops); port 0: nowhere.
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
+    # Where traces go, as https://collector:4318 (OTLP over HTTP), in clear on this machine alone; empty: none.
+    otlp_endpoint: str = Field(
+        default="", pattern=r"^$|^https://[^\s@]+$|^http://(127\.0\.0\.1|\[::1\]|localhost):\d+$"
+    )
+    otlp_ca_file: Path | None = None
+    # The part of the traces that is kept.
+    trace_share: float = Field(default=1.0, ge=0, le=1)
     # How long a service that is told to stop says so before it does; with several replicas, 3 s, so
     # that no call reaches it any more.
     stop_notice_s: float = Field(default=0.0, ge=0, le=60)

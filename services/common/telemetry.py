@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Histogram
 
+from services.common import tracing
+
 LOG_FIELDS = frozenset(
     {
         "event", "level", "timestamp", "logger", "service", "method", "reason", "why", "code", "peer",
@@ -46,6 +48,7 @@ def current_request_id() -> str:
 
 def observe_call(service: str, method: str, code: str, seconds: float) -> None:
     """Counts one finished call. `method` must be a listed path, never what a peer sent."""
+    tracing.say_code(code)
     _calls.labels(service, method, code).inc()
     _seconds.labels(service, method).observe(seconds)
 

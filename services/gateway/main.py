@@ -29,6 +29,7 @@ from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.keyvault import KeyEvent, KeyvaultClient
 from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
+from services.common.tracing import sending_traces
 from services.gateway.accounts import Accounts
 from services.gateway.authorizer import Authorizer, UsageLog
 from services.gateway.buckets import AddressBuckets, BucketTable, Limits
@@ -95,7 +96,8 @@ def main() -> int:
         _new_operator_token(settings)
         return 0
     try:
-        uvloop.run(serve(settings))
+        with sending_traces(GATEWAY, settings.otlp_endpoint, settings.otlp_ca_file, settings.trace_share):
+            uvloop.run(serve(settings))
     except EnvoyRefused as error:
         sys.stderr.write(f"sealcomb-gateway: {error}\n")
         return 1

@@ -40,6 +40,7 @@ from services.common.rpc.keyvault import KeyvaultClient
 from services.common.rpc.open_streams import OpenStreams
 from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
+from services.common.tracing import sending_traces
 from services.ingest.budget import UploadBudget
 from services.ingest.config import IngestSettings
 from services.ingest.documents import Documents
@@ -227,7 +228,10 @@ def main() -> None:
         configure_logging(methods.INGEST, settings.log_level)
         if swap_is_on():
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        traces = sending_traces(
+            methods.INGEST, settings.otlp_endpoint, settings.otlp_ca_file, settings.trace_share
+        )
+        with traces, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings))
     except ValidationError as error:
         # Without the values: a setting may be a URL with a password.

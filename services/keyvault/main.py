@@ -29,6 +29,7 @@ from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.server import InnerServer
 from services.common.sealing import DataKey
 from services.common.telemetry import configure_logging
+from services.common.tracing import sending_traces
 from services.keyvault.asker import Asker
 from services.keyvault.backup import back_up, restore
 from services.keyvault.chain import AuditChain
@@ -244,7 +245,10 @@ def main() -> None:
             )
         if swap_is_on() and not is_locked:
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        traces = sending_traces(
+            methods.KEYVAULT, settings.otlp_endpoint, settings.otlp_ca_file, settings.trace_share
+        )
+        with traces, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             if arguments.restore is not None:
                 runner.run(_restore(settings, arguments.restore))
                 return

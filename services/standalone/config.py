@@ -109,6 +109,9 @@ class StandaloneSettings(BaseSettings):
     calls_per_second: float | None = None
     burst: int | None = None
     data_key_ttl_s: float | None = None
+    # Where traces go (docs/operations.md).
+    otlp_endpoint: str = ""
+    otlp_ca_file: Path | None = None
     aged_key_s: float | None = None
     log_level: str = "info"
 
@@ -160,6 +163,10 @@ class Layout:
             "DATABASE_URL": f"sqlite:///{self.data / service / (service + '.db')}",
             "LOG_LEVEL": self.settings.log_level,
         }
+        if self.settings.otlp_endpoint:
+            common["OTLP_ENDPOINT"] = self.settings.otlp_endpoint
+        if self.settings.otlp_ca_file is not None:
+            common["OTLP_CA_FILE"] = str(self.settings.otlp_ca_file.absolute())
         if self.settings.data_key_ttl_s is not None:
             common["DATA_KEY_TTL_S"] = str(self.settings.data_key_ttl_s)
         own = getattr(self, f"_{service}")()

@@ -26,6 +26,7 @@ from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.keyvault import KeyEvent, KeyvaultClient, OnKeyEvent
 from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
+from services.common.tracing import sending_traces
 from services.vectorstore.config import EmbedderInfo, VectorstoreSettings, read_embedder_info
 from services.vectorstore.node import Limits, Node
 from services.vectorstore.quotas import Caps
@@ -155,7 +156,10 @@ def main() -> None:
         configure_logging(methods.VECTORSTORE, settings.log_level)
         if swap_is_on():
             _log.warning("swap is on: memory that holds keys may reach a disk; turn swap off or encrypt it")
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        traces = sending_traces(
+            methods.VECTORSTORE, settings.otlp_endpoint, settings.otlp_ca_file, settings.trace_share
+        )
+        with traces, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except ValidationError as error:
         # Without the values: a setting may be a URL with a password.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from services.common import tracing
 from services.common.clock import SystemClock
 from services.common.context import HEADER, ContextRefused, current_caller
 from services.common.rpc.credentials import channel_credentials
@@ -98,4 +99,4 @@ def context_metadata() -> tuple[tuple[str, str], ...]:
         return ()
     # The edge's id of this call; a job has none, and is known by its permit's.
     request_id = current_request_id() or caller.context.request_id
-    return ((HEADER, caller.text), ("x-request-id", request_id))
+    return ((HEADER, caller.text), ("x-request-id", request_id), *tracing.outgoing())

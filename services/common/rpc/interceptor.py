@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from services.common import telemetry
+from services.common import telemetry, tracing
 from services.common.alarms import Alarms
 from services.common.clock import SystemClock
 from services.common.context import HEADER, Caller, ContextRefused, ContextVerifier, acting_as
@@ -139,7 +139,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 telemetry.observe_call(self._service, path, "OK", time.perf_counter() - started)
                 return response
 
-        return call
+        return _traced(path, call) if tracing.is_on() else call
 
     def _stream(self, path: str, behaviour: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
@@ -177,7 +177,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             else:
                 telemetry.observe_call(self._service, path, "OK", time.perf_counter() - started)
 
-        return call
+        return _traced_stream(path, call) if tracing.is_on() else call
 
     @contextmanager
     def _under_way(self, path: str, caller: Caller | None, streams: bool) -> Iterator[None]:
@@ -242,6 +242,23 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
 
 
+def _traced(path: str, call: Any) -> Any:
+    async def within(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        with tracing.traced(path, _request_id(context), _metadata(context, tracing.TRACE_HEADER)):
+            return await call(request, context)
+
+    return within
+
+
+def _traced_stream(path: str, call: Any) -> Any:
+    async def within(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        with tracing.traced(path, _request_id(context), _metadata(context, tracing.TRACE_HEADER)):
+            async for response in call(request, context):
+                yield response
+
+    return within
+
+
 async def _counted(count: Count, account: str, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         count(account, request, None)
@@ -269,7 +286,11 @@ def _told(
 
 
 def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    return _metadata(context, "x-request-id")
+
+
+def _metadata(context: grpc.aio.ServicerContext[Any, Any], name: str) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str):
+        if key == name and isinstance(value, str):
             return value[:64]
     return ""
