@@ -16,6 +16,8 @@ MODEL_STAMP := $(VENV)/.prepared-model
 PROTOS := $(shell find protos -name '*.proto' 2>/dev/null)
 CODE := services client tests scripts benchmarks
 PYTEST_ARGS ?=
+# Half of the tests wait for other processes: two run side by side, a file in one of them.
+PYTEST_WORKERS ?= 2
 BENCH_ARGS ?=
 DEMO ?= 1
 
@@ -85,7 +87,7 @@ node-packages: $(NODE_STAMPS) ## Install the npm packages that tests start
 .PHONY: test
 test: setup node-packages ## Run the whole test suite (PYTEST_ARGS="-k name" to choose)
 	./scripts/install-test-packages.sh
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: attack-jobs
 attack-jobs: setup node-packages ## Kill ingest 200 times in its jobs, and refresh tokens in 50 rounds

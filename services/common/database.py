@@ -73,10 +73,15 @@ def run_migrations(config: Config, metadata: sa.MetaData) -> None:
     engine: sa.Engine = config.attributes["engine"]
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
-            # Processes that start together wait for one another; SQLite's writers do so anyway.
+            # Processes that start together wait for one another.
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+        else:
+            # The same: BEGIN IMMEDIATE comes before the look at what has been done, and ends with all of it.
+            connection.exec_driver_sql("SELECT 1")
+        context.configure(
+            connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True
+        )
         with context.begin_transaction():
             context.run_migrations()
         connection.commit()

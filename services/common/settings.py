@@ -40,7 +40,7 @@ class ServiceSettings(BaseSettings):
     # Where metrics and probes are answered, in clear and to anyone (services.common.ops); port 0: nowhere.
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    # Where traces go, as https://collector:4318 (OTLP over HTTP), in clear on this machine alone; empty: none.
+    # Where traces go, as https://collector:4318 (OTLP over HTTP); in clear on this machine only.
     otlp_endpoint: str = Field(
         default="", pattern=r"^$|^https://[^\s@]+$|^http://(127\.0\.0\.1|\[::1\]|localhost):\d+$"
     )
