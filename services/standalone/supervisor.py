@@ -67,10 +67,13 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        self._strangers: set[int] = set()
 
     def start(self) -> None:
         """Starts all services; call within the event loop of the main thread."""
         adopt_orphans()
+        # Children that this process had before are not ours to collect or to end.
+        self._strangers = child_pids()
         self._failed = asyncio.get_running_loop().create_future()
         for service in self._services:
             self._tasks[service.name] = asyncio.create_task(self._keep_running(service))
@@ -103,7 +106,7 @@ class Supervisor:
                 self._say(f"{service.name} did not stop in time and was killed")
                 _signal(process, signal.SIGKILL)
                 await asyncio.wait([task], timeout=grace_s)
-        await _end_orphans()
+        await _end_orphans(self._strangers)
 
     def kill(self) -> None:
         """Kills all services at once, for the impatient."""
@@ -118,7 +121,7 @@ class Supervisor:
             while not self._stopping.is_set():
                 started_s = self._clock.monotonic_s()
                 exit_code = await self._run_once(service, log)
-                reap_orphans(self._pids())
+                reap_orphans(self._pids() | self._strangers)
                 if self._stopping.is_set():
                     return
                 if self._clock.monotonic_s() - started_s >= _SETTLED_S:
@@ -202,9 +205,9 @@ def reap_orphans(own: set[int]) -> set[int]:
     return running
 
 
-async def _end_orphans() -> None:
+async def _end_orphans(strangers: set[int]) -> None:
     for _ in range(50):
-        running = reap_orphans(set())
+        running = reap_orphans(strangers)
         if not running:
             return
         for pid in running:

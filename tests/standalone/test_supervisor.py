@@ -118,3 +118,14 @@ asyncio.run(main())
         supervisor.kill()
         supervisor.wait()
     await until(lambda: not alive(pid))
+
+
+async def test_children_of_others_are_left_alone(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220
+    try:
+        async with running(service("one", "serve", tmp_path)):
+            await until(lambda: pids_in(tmp_path / "one.log", "started"))
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
