@@ -22,10 +22,15 @@ class HealthPoller:
     """Asks the services every second and passes on whether all of them serve."""
 
     def __init__(
-        self, channels: Mapping[str, grpc.aio.Channel], set_ready: Callable[[bool], Awaitable[None]]
+        self,
+        channels: Mapping[str, grpc.aio.Channel],
+        set_ready: Callable[[bool], Awaitable[None]],
+        edge_reaches_all: Callable[[], bool],
     ) -> None:
         self._stubs = {service: health_pb2_grpc.HealthStub(channel) for service, channel in channels.items()}
         self._set_ready = set_ready
+        # Blocking: Envoy makes up its own mind about who is healthy, and its first calls would fail before.
+        self._edge_reaches_all = edge_reaches_all
         self._down: frozenset[str] | None = None
 
     async def run(self) -> None:
@@ -38,6 +43,8 @@ class HealthPoller:
         """Asks all services once."""
         answers = await asyncio.gather(*(self._serves(stub) for stub in self._stubs.values()))
         down = frozenset(service for service, serves in zip(self._stubs, answers, strict=True) if not serves)
+        if not down and not await asyncio.to_thread(self._edge_reaches_all):
+            down = frozenset({"edge"})
         if down == self._down:
             return
         for service in sorted(down - (self._down or frozenset())):

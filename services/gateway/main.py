@@ -180,7 +180,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     policy = ExtAuthzServer(authorizer, plan.policy_socket)
     await policy.start()
     envoy = EnvoySupervisor(plan, settings.envoy_workers, envoy_binary())
-    health = asyncio.create_task(HealthPoller(channels, server.set_ready).run())
+    reaches_all = EnvoyAdmin(plan.admin_socket).reaches_all
+    health = asyncio.create_task(HealthPoller(channels, server.set_ready, reaches_all).run())
     background = [
         asyncio.create_task(work)
         for work in (

@@ -134,7 +134,7 @@ def test_a_write_that_may_have_begun_is_not_sent_again(edge: Edge, token: str, s
             home.stop(signal.SIGKILL)
         assert bool(outcome.failures) is fails, outcome
         home.start()
-        wait_for(lambda: who_answers(edge, token, UPSERT) == home.name, 30)
+        wait_for(lambda: who_answers(edge, token, UPSERT) == home.name, 90)
 
 
 def through_a_round(

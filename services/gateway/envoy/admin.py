@@ -41,6 +41,14 @@ class EnvoyAdmin:
         except (ValueError, KeyError, TypeError):
             raise AdminUnreachable("an answer of another form") from None
 
+    def reaches_all(self) -> bool:
+        """Whether Envoy's own checks found a healthy replica of every service; not while it is silent."""
+        try:
+            answer = self._ask("GET", "/stats?format=json&filter=membership_healthy")
+            return all(one["value"] > 0 for one in json.loads(answer)["stats"] if "name" in one)
+        except (AdminUnreachable, ValueError, KeyError, TypeError):
+            return False
+
     def metrics(self) -> str:
         """What it counts, in the text format of Prometheus. Raises AdminUnreachable."""
         return self._ask("GET", "/stats/prometheus").decode("utf-8", "replace")
