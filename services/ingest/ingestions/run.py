@@ -48,7 +48,6 @@ from services.ingest.sources.contract import (
 )
 
 POISON = "ITEM_POISON"
-_PAGE = 16
 # So many failures of the source one after another are its own, not the items'.
 _TROUBLE_MAX = 5
 # A listing may be thin in places, but not for ever.
@@ -98,6 +97,8 @@ class Run:
         self._lease = Lease(row.id, row.fence)
         self._scope = Scope(row.account, row.collection_id, row.id)
         self._busy: set[bytes] = set()
+        # One look at a time: what is finished during a look would be found waiting still.
+        self._looking = asyncio.Lock()
         self._news = asyncio.Event()
         self._trouble = 0
         self._named = row.counts.found
@@ -273,13 +274,13 @@ class Run:
     async def _each(self, state: ItemState, work: Callable[[ItemRow], Coroutine[Any, Any, None]]) -> None:
         """Does the work for each item of a state, until there is none left that nobody works on."""
         while True:
-            busy = list(self._busy)
-            page = await asyncio.to_thread(self._tools.items.waiting, self._row.id, state, _PAGE, busy)
-            mine = [item for item in page if item.tag not in self._busy][:1]
-            if not mine:
-                return
-            item = mine[0]
-            self._busy.add(item.tag)
+            async with self._looking:
+                busy = list(self._busy)
+                page = await asyncio.to_thread(self._tools.items.waiting, self._row.id, state, 1, busy)
+                if not page:
+                    return
+                item = page[0]
+                self._busy.add(item.tag)
             try:
                 await self._attempt(item, work)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sealcomb.v1 import ingestion_service_pb2 as pb
 from sealcomb.v1 import ingestion_service_pb2_grpc as stubs
 from sealcomb.v1 import source_service_pb2 as source_pb
 from services.common.errors import SealcombError
+from services.ingest.ingestions.items import ItemStore
 from services.ingest.sources.contract import (
     ItemTooLarge,
     ItemUnfit,
@@ -154,6 +156,25 @@ async def test_an_item_that_fails_is_set_aside_with_its_reason(
     failed = (await call(rig, "ListFailedItems", pb.ListFailedItemsRequest(id=begun.id))).items
     assert [(item.name, item.reason) for item in failed] == [("item 2.txt", reason)]
     assert failed[0].url == "https://memory.example/item 2"
+
+
+async def test_an_item_that_fails_during_anothers_look_is_not_taken_twice(
+    rig: Rig, source: MemorySourceType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E27: looks take long here, so that items end while one is under way."""
+    look = ItemStore.waiting
+
+    def slow(self: ItemStore, *arguments: Any) -> Any:
+        found = look(self, *arguments)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(ItemStore, "waiting", slow)
+    for thing in source.things.values():
+        thing.error = SourceDenied("no")
+    begun = await create(rig, connection_id=await connect(rig))
+    done = await ended(rig, begun.id)
+    assert done.counts.failed == len(source.things)
 
 
 async def test_a_document_that_cannot_be_read_fails_alone(rig: Rig, source: MemorySourceType) -> None:
