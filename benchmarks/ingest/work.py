@@ -36,7 +36,7 @@ class NoExtractor:
 
     async def extract(self, form: Format, content: bytes) -> Extracted:
         """Is not asked."""
-        raise NotImplementedError
+        raise AssertionError("text was sent to a parser")
 
 
 async def measured(work: Callable[[], Awaitable[object]]) -> tuple[float, float]:

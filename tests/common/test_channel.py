@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -61,8 +62,13 @@ async def test_a_peer_that_is_slow_to_shake_hands_is_reached_all_the_same(tmp_pa
                 writer.write(part)
                 await writer.drain()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    carried: list[asyncio.Task[Any] | None] = []
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        carried.append(asyncio.current_task())
         await asyncio.sleep(1.0)
         there, back = await asyncio.open_connection("127.0.0.1", behind)
         await asyncio.gather(carry(reader, back), carry(there, writer))
@@ -75,3 +81,5 @@ async def test_a_peer_that_is_slow_to_shake_hands_is_reached_all_the_same(tmp_pa
     await server.stop(None)
     proxy.close()
     await proxy.wait_closed()
+    # Both ends are closed: what carried between them ends, and leaves no socket to whoever comes next.
+    await asyncio.wait_for(asyncio.gather(*filter(None, carried)), 10.0)
