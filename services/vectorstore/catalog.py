@@ -95,6 +95,7 @@ class Catalog:
         self._cache: OrderedDict[tuple[str, str], Descriptor] = OrderedDict()
         # Counts forgetting, so that a look-up that was on its way during it is not kept.
         self._forgets = 0
+        self._changing: set[asyncio.Task[bool]] = set()
 
     async def create(self, wanted: Descriptor, idempotency_key: str) -> Descriptor:
         """Makes a collection; id, account and time of `wanted` are filled in here.
@@ -171,7 +172,7 @@ class Catalog:
 
     async def change(self, descriptor: Descriptor, changed: Descriptor) -> None:
         """Stores a changed descriptor. Raises Aborted if another call changed it first."""
-        row = self._store.by_id(descriptor.account, descriptor.id)
+        row = await self._in_thread(lambda: self._store.by_id(descriptor.account, descriptor.id))
         if row is None:
             raise no_such_collection()
         if await self._open(row) != descriptor:
@@ -179,9 +180,20 @@ class Catalog:
             raise Aborted("the collection was changed by another call; repeat this one")
         key = await self._keys.by_id(CATALOG, CATALOG, row.key_id)
         sealed = _seal(key, changed)
-        done = await self._in_thread(lambda: self._store.replace_descriptor(row, sealed))
-        self._cache.pop((descriptor.account, descriptor.name), None)
-        if not done:
+
+        async def replaced() -> bool:
+            try:
+                return await self._in_thread(lambda: self._store.replace_descriptor(row, sealed))
+            finally:
+                # Whoever reads meanwhile must not keep what it read.
+                self._forgets += 1
+                self._cache.pop((descriptor.account, descriptor.name), None)
+
+        # A caller that leaves while the thread commits would otherwise leave the old one in the cache.
+        changing = asyncio.create_task(replaced())
+        self._changing.add(changing)
+        changing.add_done_callback(self._changing.discard)
+        if not await asyncio.shield(changing):
             raise Aborted("the collection was changed by another call; repeat this one")
 
     async def listed(self, descriptor: Descriptor) -> Listed:

@@ -20,6 +20,9 @@ from services.vectorstore.metadata import Scalar
 Mask = npt.NDArray[np.bool_]
 # A column costs some kilobytes however few rows have it.
 FIELDS_MAX = 1024
+# Rows that were written while their fields were not indexed have as many as they like: once all are
+# indexed, those beyond this have no column, and a filter that asks for one is refused.
+_COLUMNS_MAX = 2 * FIELDS_MAX
 _LONG_CHARS = 64
 _NO_VALUE = -1
 _Key = str | float | bytes | tuple[bool]
@@ -35,6 +38,7 @@ class Columns:
     def __init__(self, indexed: Indexed = None) -> None:
         self.indexed = indexed
         self._columns: dict[str, _Column] = {}
+        self._is_full = False
 
     @property
     def size_bytes(self) -> int:
@@ -48,12 +52,19 @@ class Columns:
                 continue
             column = self._columns.get(name)
             if column is None:
+                if len(self._columns) >= _COLUMNS_MAX:
+                    self._is_full = True
+                    continue
                 column = self._columns[name] = _Column()
             column.add(row, values)
 
     def indexes(self, name: str) -> bool:
         """Whether the field has a column, or gets one when a row first has it."""
         return self.indexed is None or name in self.indexed
+
+    def can_filter(self, name: str) -> bool:
+        """Whether a filter may ask for the field: it is indexed, and was not left out."""
+        return self.indexes(name) and (name in self._columns or not self._is_full)
 
     def too_many(self, rows: Iterable[Iterable[str]]) -> list[int]:
         """Places of the rows that would take the number of distinct fields beyond its bound."""

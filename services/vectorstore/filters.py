@@ -77,7 +77,7 @@ def resolve(condition: Filter, columns: Columns, live: Mask) -> Mask:
     has, unless there is no row.
     """
     for name in _named(condition):
-        if not columns.indexes(name):
+        if not columns.can_filter(name):
             raise invalid("filter", f"the field {name[:128]!r} is not indexed", reason="FIELD_NOT_INDEXED")
     if not live.any():
         return np.zeros(len(live), np.bool_)

@@ -126,11 +126,12 @@ class PointState(State):
         return len(operation.ids)
 
     def _next_versions(self, operation: UpsertPoints) -> Sequence[int]:
-        if operation.versions is None:
-            versions: Sequence[int] = [self.next_version] * len(operation.ids)
-        else:
-            versions = operation.versions
-        self.next_version = max(self.next_version, *versions) + 1 if versions else self.next_version
+        versions: Sequence[int] | None = operation.versions
+        if versions is None:
+            versions = [self.next_version] * len(operation.ids)
+        if versions:
+            # What was loaded may be older than what is next: then that stays the next.
+            self.next_version = max(self.next_version, max(versions) + 1)
         return versions
 
     def _update(self, operation: UpdatePoints) -> int:

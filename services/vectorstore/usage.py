@@ -23,6 +23,10 @@ class CallCounts:
         """An Upsert, or a batch of an UpsertStream: its points, and the bytes of the message."""
         self._reporter.add(account, points=len(request.points), size_bytes=request.ByteSize())
 
+    def update(self, account: str, request: Any, _response: object) -> None:
+        """An UpdatePoints, which writes its points anew."""
+        self._reporter.add(account, points=len(request.updates), size_bytes=request.ByteSize())
+
     def put_document(self, account: str, request: Any, response: Any) -> None:
         """A PutDocument: its passages and the original's bytes, unless the document was there already."""
         document = request.document
@@ -36,5 +40,6 @@ class CallCounts:
         return {
             "/sealcomb.v1.VectorService/Upsert": self.upsert,
             "/sealcomb.v1.VectorService/UpsertStream": self.upsert,
+            "/sealcomb.v1.VectorService/UpdatePoints": self.update,
             "/sealcomb.internal.v1.PassageService/PutDocument": self.put_document,
         }

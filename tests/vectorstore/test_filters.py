@@ -135,6 +135,19 @@ def test_the_number_of_fields_is_bounded() -> None:
     assert columns.too_many([["f1", "f2"], ["new"], ["f3"]]) == [1]
 
 
+def test_fields_that_came_before_they_were_indexed_take_bounded_memory() -> None:
+    columns = Columns()
+    for number in range(4 * FIELDS_MAX):
+        columns.add(0, {f"f{number}": (1.0,)})
+    size = columns.size_bytes
+    columns.add(0, {f"g{number}": (1.0,) for number in range(1000)})
+    assert columns.size_bytes == size
+    live = np.ones(1, np.bool_)
+    assert resolve(Exists("f1"), columns, live).all()
+    with pytest.raises(InvalidArgument, match="not indexed"):
+        resolve(Exists(f"f{4 * FIELDS_MAX - 1}"), columns, live)
+
+
 def test_conditions_are_counted_at_every_depth() -> None:
     assert count(Not(And((Exists("a"), Or((Exists("b"), Exists("c"))))))) == 6
 

@@ -100,6 +100,18 @@ def test_a_loaded_snapshot_is_the_state_without_its_dead_rows(make: type[State])
     assert dumped(loaded) == dumped(state)
 
 
+def test_the_next_version_is_the_same_after_loading() -> None:
+    """Its second batch holds versions that the first one had, which is no reason for a new one."""
+    state = PointState(8, Metric.COSINE)
+    for first, many in ((0, 500), (500, 1000)):
+        names = [f"p{number}" for number in range(first, first + many)]
+        vectors = np.stack([vector_of(name, 8) for name in names])
+        state.apply(UpsertPoints(names, vectors, [b""] * many, [""] * many))
+    raw, digest = sealed(dumped(state))
+    _, loaded = load(open_snapshot(KEY, SCOPE, 9, digest, parts(raw)))
+    assert loaded.next_number == state.next_number == 3
+
+
 def test_postings_come_back_with_the_same_scores() -> None:
     state = documents()
     loaded = load(dumped(state))[1]
