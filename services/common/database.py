@@ -28,9 +28,15 @@ def open_engine(url: str, *, statement_s: float | None = None) -> sa.Engine:
         # One driver for all; what follows `?` is libpq's, such as sslmode=verify-full.
         url = "postgresql+psycopg:" + url.removeprefix("postgresql:")
     if url.startswith("sqlite"):
-        options: dict[str, Any] = {}
+        # Errors say which statement failed, never with which values.
+        options: dict[str, Any] = {"hide_parameters": True}
     else:
-        options = {"pool_pre_ping": True, "pool_timeout": 5, "connect_args": _server_options(statement_s)}
+        options = {
+            "hide_parameters": True,
+            "pool_pre_ping": True,
+            "pool_timeout": 5,
+            "connect_args": _server_options(statement_s),
+        }
     try:
         engine = sa.create_engine(url, **options)
     except ModuleNotFoundError:

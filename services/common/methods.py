@@ -87,6 +87,7 @@ _USES = {
     "IngestionService/CreateIngestion": _DOCUMENTS_USE,
     "IngestionService/RetryIngestion": _DOCUMENTS_USE,
     "IngestionService/ResumeIngestion": _DOCUMENTS_USE,
+    "VectorService/UpdatePoints": ("points", "bytes"),
     "VectorService/Upsert": ("points", "bytes"),
     "VectorService/UpsertStream": ("points", "bytes"),
 }

@@ -53,9 +53,21 @@ def observe_call(service: str, method: str, code: str, seconds: float) -> None:
     _seconds.labels(service, method).observe(seconds)
 
 
+class _FromLibraries(logging.Handler):
+    """What libraries log, without their texts: those may quote anybody's data."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        structlog.get_logger().error("a library reports", logger=record.name, exc_info=error)
+
+
 def configure_logging(service: str, level: str = "info") -> None:
     """Sends JSON log lines of this process to standard error."""
     number = logging.getLevelNamesMapping()[level.upper()]
+    root = logging.getLogger()
+    if not any(isinstance(handler, _FromLibraries) for handler in root.handlers):
+        # With none at all, Python itself would print every warning's whole text.
+        root.addHandler(_FromLibraries(logging.WARNING))
 
     def add_service(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event.setdefault("service", service)

@@ -41,7 +41,11 @@ class TlsFiles:
             read_secret_file(self.folder / "key.pem", _KEY_BYTES_MAX),
         )
         certificate = x509.load_pem_x509_certificate(material.certificate)
-        if certificate.public_key() != load_pem_private_key(material.key, None).public_key():
+        try:
+            key = load_pem_private_key(material.key, None)
+        except TypeError:
+            raise ValueError("key.pem is encrypted; store it without a passphrase") from None
+        if certificate.public_key() != key.public_key():
             raise ValueError("key.pem is not the key of cert.pem; put both in place")
         return material
 

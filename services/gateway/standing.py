@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from services.common.clock import Clock
 from services.common.errors import invalid
-from services.gateway.records import ACTIVE, OPERATOR
 from services.gateway.store import GatewayStore
 
 _TOKENS_MAX = 1000
@@ -24,15 +23,5 @@ class Standing:
         """The tokens among these that are revoked, expired, a suspended account's, or not there."""
         if len(token_ids) > _TOKENS_MAX:
             raise invalid("token_ids", f"must have at most {_TOKENS_MAX}")
-        return await asyncio.to_thread(lambda: [one for one in token_ids if not self._is_good(one)])
-
-    def _is_good(self, token_id: str) -> bool:
-        token = self._store.token(token_id)
-        if token is None or token.revoke_time_ms is not None:
-            return False
-        if token.expire_time_ms is not None and self._clock.now_s() * 1000 >= token.expire_time_ms:
-            return False
-        if token.account == OPERATOR:
-            return True
-        account = self._store.account(token.account)
-        return account is not None and account.state == ACTIVE and not account.suspended
+        good = await asyncio.to_thread(self._store.good_tokens, token_ids, self._clock.now_s() * 1000)
+        return [one for one in token_ids if one not in good]

@@ -128,6 +128,22 @@ class GatewayStore:
         """One token, whoever's it is."""
         return self._one_token(_tokens.c.id == token_id)
 
+    def good_tokens(self, token_ids: Sequence[str], now_ms: float) -> set[str]:
+        """Those of these tokens that still let somebody in."""
+        is_active = sa.and_(_accounts.c.state == ACTIVE, _accounts.c.suspended.is_(False))
+        query = (
+            sa.select(_tokens.c.id)
+            .outerjoin(_accounts, _accounts.c.id == _tokens.c.account)
+            .where(
+                _tokens.c.id.in_(token_ids),
+                _tokens.c.revoke_time_ms.is_(None),
+                sa.or_(_tokens.c.expire_time_ms.is_(None), _tokens.c.expire_time_ms > now_ms),
+                sa.or_(_tokens.c.account == OPERATOR, is_active),
+            )
+        )
+        with self._reads.connect() as connection:
+            return set(connection.execute(query).scalars())
+
     def token_by_idempotency(self, tag: bytes) -> TokenRow | None:
         """The token that was made under this idempotency tag."""
         return self._one_token(_tokens.c.idempotency_tag == tag)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,3 +70,27 @@ def test_a_line_within_a_call_says_which_call_it_is(log: _Log) -> None:
 
     assert contextvars.copy_context().run(lambda: log(within))["request_id"] == "one-request"
     assert "request_id" not in log(lambda logger: logger.info("done"))
+
+
+def test_what_libraries_log_is_told_without_their_words() -> None:
+    """B3, G14: asyncio and drivers put values and exception texts into theirs."""
+    program = """
+import asyncio, gc, logging
+from services.common.telemetry import configure_logging
+configure_logging("test")
+logging.getLogger("driver").warning("value canary-1 refused")
+async def fails():
+    raise RuntimeError("canary-2")
+async def main():
+    asyncio.create_task(fails())
+    await asyncio.sleep(0)
+    gc.collect()
+asyncio.run(main())
+"""
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {line["logger"] for line in lines} == {"driver", "asyncio"}
+    assert any(line.get("exception_type") == "RuntimeError" for line in lines)
+    assert "canary" not in done.stderr + done.stdout

@@ -83,7 +83,12 @@ class PeerCertificates:
             lines = self._file.read_text("ascii").split("\n")
             serials = (line.partition("#")[0].strip().replace(":", "") for line in lines)
             self._refused = frozenset(int(serial, 16) for serial in serials if serial)
-        except (OSError, ValueError):
+        except OSError as error:
+            # Looked at again: this may pass.
+            self._seen = None
+            _log.error("the refused certificates cannot be read", why=error.strerror)
+            return
+        except ValueError:
             _log.error("the refused certificates cannot be read", why="not a hex serial number a line")
             return
         _log.info("refused certificates read", count=len(self._refused))

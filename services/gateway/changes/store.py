@@ -87,7 +87,13 @@ class ChangeLog:
 
         _, options = self._engine.dialect.create_connect_args(self._engine.url)
         connection = await psycopg.AsyncConnection.connect(
-            **options, autocommit=True, connect_timeout=3, keepalives_idle=5, keepalives_interval=2
+            **{
+                **options,
+                "autocommit": True,
+                "connect_timeout": 3,
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+            }
         )
         async with connection:
             await connection.execute(f"LISTEN {_CHANNEL}")

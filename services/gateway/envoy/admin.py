@@ -36,6 +36,8 @@ class EnvoyAdmin:
         answer = self._ask("GET", "/stats?format=json&filter=downstream_rq_active")
         try:
             numbers = {one["name"]: one["value"] for one in json.loads(answer)["stats"] if "name" in one}
+            if "http.edge.downstream_rq_active" not in numbers:
+                raise AdminUnreachable("a number is missing")
             # The question itself is a call, and counted.
             return sum(value for name, value in numbers.items() if name != "http.admin.downstream_rq_active")
         except (ValueError, KeyError, TypeError):
@@ -45,7 +47,8 @@ class EnvoyAdmin:
         """Whether Envoy's own checks found a healthy replica of every service; not while it is silent."""
         try:
             answer = self._ask("GET", "/stats?format=json&filter=membership_healthy")
-            return all(one["value"] > 0 for one in json.loads(answer)["stats"] if "name" in one)
+            healthy = [one["value"] for one in json.loads(answer)["stats"] if "name" in one]
+            return bool(healthy) and all(number > 0 for number in healthy)
         except (AdminUnreachable, ValueError, KeyError, TypeError):
             return False
 

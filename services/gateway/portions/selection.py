@@ -6,10 +6,12 @@ from urllib.parse import urlsplit
 
 from services.common import ids
 from services.common.clock import Clock
+from services.common.secretfiles import read_secret_file
 from services.gateway.config import GatewaySettings
 from services.gateway.portions.buckets import SharedBuckets
 
 _PORT = 6379
+_PASSWORD_BYTES_MAX = 4096
 
 
 def shared_buckets(settings: GatewaySettings, clock: Clock) -> SharedBuckets | None:
@@ -27,7 +29,7 @@ def shared_buckets(settings: GatewaySettings, clock: Clock) -> SharedBuckets | N
         tls=url.scheme == "valkeys",
         database=int(url.path[1:] or 0),
         user=url.username,
-        password=password.read_text().strip() if password else None,
+        password=read_secret_file(password, _PASSWORD_BYTES_MAX).decode().strip() if password else None,
         ca_file=settings.shared_limits_ca_file,
         cert_file=settings.shared_limits_cert_file,
         key_file=settings.shared_limits_key_file,

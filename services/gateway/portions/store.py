@@ -115,7 +115,10 @@ class PortionStore:
 
     async def beat(self, replica: str) -> int:
         """Says that a policy process is there; how many are. Raises StoreLost."""
-        return int(await _in_time(self._beat(keys=[_REPLICAS], args=[replica, _SILENT_S])))
+        try:
+            return int(await _in_time(self._beat(keys=[_REPLICAS], args=[replica, _SILENT_S])))
+        except (TypeError, ValueError) as error:
+            raise StoreLost from error
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -18,7 +18,6 @@ from services.common.methods import PublicMethod
 from services.gateway.usage.amounts import PERIODS, Amounts, Used, day_of, end_of
 
 FLUSH_EVERY_S = 2.0
-_SWEEP_AT = 4096
 # Sessions look their meter up again before this, so an older one is nobody's.
 _IDLE_S = 60.0
 
@@ -129,6 +128,11 @@ class Meters:
                 if meter.day == day and meter.pending is pending:
                     meter.read(used)
 
+    async def write(self) -> None:
+        """Writes what was counted."""
+        async with self._flushing:
+            await self._write()
+
     async def _write(self) -> None:
         busy = [meter for meter in self._meters.values() if meter.pending.any()]
         rest, self._rest = self._rest, []
@@ -146,8 +150,6 @@ class Meters:
             raise
 
     def _sweep(self) -> None:
-        if len(self._meters) < _SWEEP_AT:
-            return
         idle_since_s = self._clock.monotonic_s() - _IDLE_S
         for account, meter in list(self._meters.items()):
             if meter.touched_s < idle_since_s and not meter.pending.any():

@@ -51,7 +51,7 @@ class UsageReports:
             raise invalid("days", f"must be at most {_DAYS_MAX}")
         account = await self._account(account_id)
         # So that what this process counted is in the answer.
-        await self._meters.flush()
+        await self._meters.write()
         today = day_of(self._clock.now_s())
         found = await asyncio.to_thread(self._usage.days, account, today - (days or _DAYS) + 1)
         used = await asyncio.to_thread(self._usage.used, account, today)
