@@ -115,6 +115,9 @@ class Originals:
         The key is the document's, unless it is given: versions of one document have one object each.
         """
         row = self._unsettled(account, collection_id, document_id, commit_within_s, object_key)
+        if row.object_key in self._kept:
+            # What was about to be settled must not take this row with it.
+            self._kept.remove(row.object_key)
         await asyncio.to_thread(self._store.add_unsettled, row)
         return row.object_key
 
@@ -247,6 +250,9 @@ class Originals:
                 parts.append(await asyncio.to_thread(opener.update, head))
                 head = await asyncio.to_thread(next, sealed, b"")
             parts.append(opener.finalize())
+            if not await self._head(self._objects.stream(object_key)):
+                # Deleted while it was read: it must not come back.
+                return
             await asyncio.to_thread(self._objects.put, object_key, _sealed(key, identity, parts))
 
     async def _head(self, sealed: Iterator[bytes]) -> bytes:

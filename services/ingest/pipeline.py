@@ -75,7 +75,8 @@ class Pipeline:
 
     async def run(self, declared_type: str, name: str, content: bytes) -> Processed:
         """The passages of a document, at least one. Raises InvalidArgument for what cannot be taken in."""
-        form = sniff(declared_type, name, content)
+        # It looks through all of the content.
+        form = await asyncio.to_thread(sniff, declared_type, name, content)
         extracted = await self._extract(form, content)
         chunks = await self._chunk(extracted)
         if not chunks:

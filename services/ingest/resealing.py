@@ -92,14 +92,16 @@ class Resealer:
         # The word that there are new ones may still be on its way.
         self._keys.drop_resource(account, collection_id)
         key = await self._keys.current(collection_id, PURPOSE)
-        until_s = self._clock.monotonic_s() + _PAGE_S
         looked_at = resealed = damaged = 0
         last = place.last
-        for object_key in await self._originals.object_keys(account, collection_id):
+        object_keys = await self._originals.object_keys(account, collection_id)
+        # From after the listing, and after one was looked at: a slow folder must not hold a pass up for ever.
+        until_s = self._clock.monotonic_s() + _PAGE_S
+        for object_key in object_keys:
             name = object_key.rpartition("/")[2]
             if name <= place.last:
                 continue
-            if looked_at == _LOOKED_MAX or self._clock.monotonic_s() >= until_s:
+            if looked_at and (looked_at == _LOOKED_MAX or self._clock.monotonic_s() >= until_s):
                 following = Place(began_ms, last, place.damaged or damaged > 0)
                 return Page(looked_at, resealed, damaged, following, None)
             looked_at, last = looked_at + 1, name

@@ -28,6 +28,8 @@ LEXICAL = "LEXICAL"
 _RESOLVED_S = 5.0
 _RESOLVED_MAX = 10_000
 _BATCH_CONCURRENCY = 8
+# So that one batch does not take every place of the reranker.
+_BATCH_RERANKED = 2
 
 
 class PassageSearch(Protocol):
@@ -102,10 +104,10 @@ class Search:
             rows = await self._queue.embed([query.text for query in by_meaning], Priority.QUERY)
             for query, row in zip(by_meaning, np.ascontiguousarray(rows, dtype="<f4"), strict=True):
                 vectors[id(query)] = row.tobytes()
-        slots = asyncio.Semaphore(_BATCH_CONCURRENCY)
+        slots, reranked = asyncio.Semaphore(_BATCH_CONCURRENCY), asyncio.Semaphore(_BATCH_RERANKED)
 
         async def one(query: SearchQuery) -> list[Hit]:
-            async with slots:
+            async with reranked if query.rerank else slots:
                 return await self._ranked(query, vectors.get(id(query), b""))
 
         tasks = [asyncio.create_task(one(query)) for query in queries]

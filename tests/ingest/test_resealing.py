@@ -11,7 +11,7 @@ import pytest
 from services.common import ids
 from services.common.datakeys import AgedKeys
 from services.common.errors import NotFound
-from services.common.sealing import DataKey, key_id_of
+from services.common.sealing import DataKey, Opener, key_id_of
 from services.ingest import resealing as resealing_module
 from services.ingest.originals import PURPOSE, Originals
 from services.ingest.records import CollectionInfo
@@ -163,6 +163,39 @@ async def test_an_original_whose_document_goes_meanwhile_is_swept(
     passing.bench.clock.now += 10_000
     assert await passing.bench.originals.sweep(ACCOUNT, COLLECTION, exists) == 1
     assert passing.bench.objects == []
+
+
+async def test_an_original_that_is_deleted_while_it_is_read_does_not_come_back(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await passing.write(settled=False)
+    passing.rotate()
+    finalize = Opener.finalize
+
+    def delete_first(opener: Opener) -> bytes:
+        (passing.bench.folder / "objects" / key).unlink()
+        return finalize(opener)
+
+    monkeypatch.setattr(Opener, "finalize", delete_first)
+    await passing.resealer.page("texts", Place())
+    assert passing.bench.objects == []
+
+
+async def test_a_folder_that_takes_long_to_list_is_gone_through_all_the_same(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await passing.write()
+    passing.rotate()
+    real = Originals.object_keys
+
+    async def slow(originals: Originals, *arguments: str) -> list[str]:
+        passing.bench.clock.now += 60
+        return await real(originals, *arguments)
+
+    monkeypatch.setattr(Originals, "object_keys", slow)
+    page = await passing.resealer.page("texts", Place())
+    assert (page.resealed, page.following) == (2, None)
 
 
 async def test_a_damaged_original_is_left_and_counted_and_no_key_goes(

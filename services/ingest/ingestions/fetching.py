@@ -163,7 +163,7 @@ def _metadata(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> str:
-    # Nothing is dropped, so that two that differ stay two.
+    # Half a character is written out, nothing is dropped.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
