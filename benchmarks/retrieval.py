@@ -135,13 +135,40 @@ def index_loss(client: Client, collection: str, queries: int = 200) -> float:
     return 1.0 - found / (CUT * min(queries, len(ids)))
 
 
-def main() -> None:
-    """Runs the benchmark and prints a table and one JSON line."""
+def missed(results: Mapping[str, Mapping[str, float]], loss: float, least: Mapping[str, float]) -> list[str]:
+    """What is below the bounds that were asked for, in words; NaN is below every bound."""
+    found = [
+        f"{mode} nDCG@10 {results[mode]['ndcg@10']:.4f}, wanted {bound}"
+        for mode, bound in least.items()
+        if mode != "loss" and not results[mode]["ndcg@10"] >= bound
+    ]
+    if "loss" in least and not loss <= least["loss"]:
+        found.append(f"index loss {loss:.4f}, wanted at most {least['loss']}")
+    return found
+
+
+def _bound(text: str) -> tuple[str, float]:
+    mode, _, value = text.partition("=")
+    if mode not in (*MODES, "loss"):
+        raise argparse.ArgumentTypeError(f"{mode} is none of {', '.join(MODES)}, loss")
+    return mode, float(value)
+
+
+def main() -> int:
+    """Runs the benchmark, prints a table and one JSON line; 1 where a bound that was given is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--env-file", type=Path, default=None)
     parser.add_argument(
         "--collection", default="", help="use this collection, already filled, instead of a new one"
+    )
+    parser.add_argument(
+        "--bound",
+        action="append",
+        default=[],
+        type=_bound,
+        metavar="MODE=VALUE",
+        help="hybrid=0.55, or loss=0.01",
     )
     arguments = parser.parse_args()
     corpus = read_jsonl(arguments.folder / "corpus.jsonl")
@@ -161,7 +188,11 @@ def main() -> None:
         print(f"{mode:12}{result['ndcg@10']:9.4f}{result['recall@100']:12.4f}{result['median_ms']:11.1f}")
     print(f"recall@10 lost by the index against exact search: {loss:.4f}")
     print(json.dumps({"modes": results, "index_loss": loss, "upload_s": seconds}))
+    misses = missed(results, loss, dict(arguments.bound))
+    for miss in misses:
+        print(f"MISSED: {miss}")
+    return 1 if misses else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

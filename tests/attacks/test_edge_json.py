@@ -105,7 +105,7 @@ def test_what_is_called_is_within_the_tokens_scope_and_was_decided_for_that_meth
     with Raw(edge, token) as client:
         for _ in range(_REQUESTS // 2):
             client.status(*mutated(chance, chance.choice(everything)))
-    assert edge.backends.seen
+    assert [seen for seen in edge.backends.seen if seen.service != "keyvault"]
     for seen in edge.backends.seen:
         assert PUBLIC_METHODS[seen.path].scope is Scope.READ, seen.path
         signed = verifier.verify(str(dict(seen.metadata)[HEADER])) if seen.service != "keyvault" else None

@@ -73,10 +73,11 @@ def test_the_limits_that_run_are_those_of_the_table(edge: Edge) -> None:
     assert own["request_headers_timeout"] == f"{limits['half the headers']:g}s"
     assert own["common_http_protocol_options"]["idle_timeout"] == f"{limits['no preface']:g}s"
     assert own["stream_idle_timeout"] == f"{limits['an answer never read']:g}s"
-    for route in routes(config):
-        if str(route["match"].get("path", "")).endswith("/UploadDocument"):
-            upload_s = limits["an upload that sends nothing"]
-            assert route["route"]["max_stream_duration"]["max_stream_duration"] == f"{upload_s:g}s"
+    (upload,) = (
+        route for route in routes(config) if str(route["match"].get("path", "")).endswith("/UploadDocument")
+    )
+    upload_s = limits["an upload that sends nothing"]
+    assert upload["route"]["max_stream_duration"]["max_stream_duration"] == f"{upload_s:g}s"
 
 
 def all_kinds(target: Target, watch_s: float) -> Ends:

@@ -240,6 +240,7 @@ def test_every_route_has_a_limit_and_caps_the_clients_deadline(edge: Edge) -> No
         duration = route["max_stream_duration"]
         assert duration["max_stream_duration"] == duration["grpc_timeout_header_max"]
         assert 0 < float(duration["max_stream_duration"].rstrip("s")) <= 3600
+    assert {route["match"].get("path", "") for route in routes(config)} >= set(EDGE_METHODS)
     for route in routes(config):
         if (method := EDGE_METHODS.get(route["match"].get("path", ""))) is not None:
             assert (

@@ -153,7 +153,9 @@ def test_secrets_come_as_files_and_each_service_has_its_own_alone(overlay: str, 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_only_the_edge_is_given_to_the_outside(overlay: str) -> None:
-    for service in of_kind(rendered(overlay), "Service"):
+    services = of_kind(rendered(overlay), "Service")
+    assert {service["metadata"]["name"] for service in services} == {"edge", *SERVICES}
+    for service in services:
         kind, name = service["spec"].get("type", "ClusterIP"), service["metadata"]["name"]
         assert kind == ("LoadBalancer" if (name, overlay) == ("edge", "aws") else "ClusterIP"), name
         ports = {port["targetPort"] for port in service["spec"]["ports"]}
@@ -230,7 +232,9 @@ def test_a_second_run_gives_the_same_keys(tmp_path: Path) -> None:
 def test_cert_manager_is_asked_for_the_names_that_peers_check(tmp_path: Path) -> None:
     items = _kube_keys(tmp_path / "keys", "--cert-manager", "--no-root-key")
     given = {item["metadata"]["name"] for item in items}
-    for issuer in of_kind(rendered("aws"), "Issuer"):
+    issuers = of_kind(rendered("aws"), "Issuer")
+    assert {issuer["metadata"]["name"] for issuer in issuers} == {"edge", "services"}
+    for issuer in issuers:
         assert issuer["spec"]["ca"]["secretName"] in given
     for service in SERVICES:
         spec = named(rendered("aws"), "Certificate", service)["spec"]

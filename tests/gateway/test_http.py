@@ -255,6 +255,9 @@ def test_a_body_without_a_length_is_refused_before_it_is_read(
         assert (response.status_code, problem(response)["reason"]) == (411, "LENGTH_REQUIRED")
     assert memory_bytes(envoy) - before < 32 << 20
     assert len(edge.backends.seen) == seen
+    # Where nothing more is sent, the answer is always read.
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert raw(edge, head.encode()).startswith(b"HTTP/1.1 411 ")
 
 
 def test_with_chunks_taken_an_endless_text_would_be_held(edge: Edge, token: str) -> None:

@@ -49,7 +49,8 @@ def test_a_secret_has_at_least_160_bits_and_uses_every_character_evenly() -> Non
     expected = len(secrets) / 62
     # Chi-squared with 61 degrees of freedom: above 120 happens once in 100,000 runs.
     assert sum((count - expected) ** 2 / expected for count in counts) < 120
-    assert 62**30 > 2**160
+    assert len(secrets) == 4000 * tokens._SECRET_CHARS
+    assert 62**tokens._SECRET_CHARS > 2**160
 
 
 def test_every_changed_character_is_refused_by_the_checksum() -> None:

@@ -1,0 +1,26 @@
+"""A benchmark that has a bound says when it is missed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.retrieval import missed
+
+_GOOD = {"hybrid": {"ndcg@10": 0.56}, "dense": {"ndcg@10": 0.51}, "lexical": {"ndcg@10": 0.5}}
+
+
+def test_figures_within_the_bounds_miss_nothing() -> None:
+    assert missed(_GOOD, 0.01, {"hybrid": 0.56, "dense": 0.5, "loss": 0.01}) == []
+
+
+@pytest.mark.parametrize("figure", [0.55, math.nan])
+def test_a_figure_below_its_bound_and_one_of_no_queries_are_missed(figure: float) -> None:
+    (miss,) = missed({**_GOOD, "hybrid": {"ndcg@10": figure}}, 0.0, {"hybrid": 0.56})
+    assert miss.startswith("hybrid nDCG@10")
+
+
+@pytest.mark.parametrize("loss", [0.02, math.nan])
+def test_an_index_that_loses_too_much_is_missed(loss: float) -> None:
+    assert len(missed(_GOOD, loss, {"loss": 0.01})) == 1
