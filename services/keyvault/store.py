@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 import structlog
 
-from services.common.database import migrate, open_engine
+from services.common.database import migrate, open_engine, readers
 from services.common.errors import ResourceExhausted, SealcombError, Unavailable
 from services.keyvault.ledger import Destruction, LedgerFailed
 from services.keyvault.transaction import Transaction
@@ -60,6 +60,7 @@ class Store:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._reads = readers(engine)
         # Transactions that were committed by this process.
         self.writes = 0
         self._ledger: _Ledger | None = None
@@ -118,7 +119,7 @@ class Store:
 
     def _read(self, step: Callable[[Transaction], _Result]) -> _Result:
         try:
-            with self._engine.connect().execution_options(read_only=True) as connection:
+            with self._reads.connect() as connection:
                 return step(Transaction(connection, writes=False))
         except sa.exc.SQLAlchemyError as error:
             raise _storage_error(error) from error
@@ -258,7 +259,8 @@ def _storage_error(error: sa.exc.SQLAlchemyError) -> SealcombError:
     cause: BaseException | None = error
     while cause is not None:
         # SQLite rolls back by itself when it is full, so that the last error is about the savepoint.
-        if "is full" in str(getattr(cause, "orig", "")):
+        text = str(getattr(cause, "orig", "")).lower()
+        if "is full" in text or "no space" in text:
             return ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
         cause = cause.__context__
     return Unavailable("the key store failed; try again", reason="STORAGE_FAILED", retry_after_s=1.0)

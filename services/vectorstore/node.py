@@ -27,6 +27,7 @@ from services.vectorstore.upkeep import Upkeep
 
 _log = structlog.get_logger("vectorstore")
 _WORKERS = 2
+_SQL_WORKERS = 6
 _T = TypeVar("_T")
 
 
@@ -57,8 +58,10 @@ class Node:
         migrate(self._engine, "services.vectorstore")
         self.store = Store(self._engine)
         self._objects = objects
-        # Milliseconds each: openings, large seals, text analysis, SQL.
+        # Milliseconds each: openings, large seals, text analysis, SQL of a file.
         self.workers = ThreadPoolExecutor(_WORKERS, "worker")
+        # Threads that wait for a server's answers need no core.
+        self._sql = self.workers if self.store.is_local else ThreadPoolExecutor(_SQL_WORKERS, "sql")
         self._searchers = ThreadPoolExecutor(_WORKERS, "search")
         self.finder = Finder(self._searchers)
         # Seconds each; one at a time, so that queries keep a core.
@@ -78,7 +81,7 @@ class Node:
         opener = Opener(self.store, objects, self.keys, self.workers, parts, self._usages)
         self.residency = Residency(opener, self.keys, upkeep, limits.resident_bytes_max)
         self.catalog = Catalog(
-            self.store, self.keys, peer, self.workers, clock, limits.collections_per_account_max
+            self.store, self.keys, peer, self._sql, clock, limits.collections_per_account_max
         )
         self.resealer = Resealer(self.store, self.residency, self.keys, peer, self.workers, clock)
 
@@ -116,6 +119,7 @@ class Node:
         await self.residency.close()
         self.committer.close()
         self.workers.shutdown()
+        self._sql.shutdown()
         self._builders.shutdown()
         self._searchers.shutdown()
         self._engine.dispose()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from services.common.database import readers
 from services.common.errors import AlreadyExists, QuotaViolation, ResourceExhausted, Unavailable
 from services.common.sealing import HEADER_BYTES, key_id_of
 
@@ -120,12 +121,15 @@ class Store:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._reader = engine.execution_options(read_only=True)
+        self._reader = readers(engine)
+        # Whether a point read may be made where nothing must wait.
+        self.is_local = engine.dialect.name == "sqlite"
 
     def add(self, new: NewCollection, most: int) -> None:
         """Stores a new collection; AlreadyExists for a taken tag, ResourceExhausted beyond `most`."""
         values = {name: getattr(new, name) for name in NewCollection.__dataclass_fields__}
         with _storage(), self._engine.begin() as connection:
+            _lock_account(connection, new.account)
             owned = sa.select(sa.func.count()).where(collections.c.account == new.account)
             if connection.execute(owned).scalar_one() >= most:
                 raise ResourceExhausted(
@@ -216,11 +220,11 @@ class Store:
 
     def append(self, appends: Sequence[Append]) -> list[bool]:
         """Makes all moves in one durable transaction; False for those whose writer lost its place."""
-        moved = []
         with _storage(), self._engine.begin() as connection:
-            for append in appends:
-                moved.append(_move(connection, append))
-        return moved
+            # In one order whoever appends, so that two groups never wait for each other.
+            places = sorted(range(len(appends)), key=lambda place: appends[place].collection)
+            done = {place: _move(connection, appends[place]) for place in places}
+        return [done[place] for place in range(len(appends))]
 
     def read(
         self, account: str, id_: str
@@ -278,6 +282,13 @@ class Store:
         with _storage(), self._reader.connect() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else CollectionRow(*row)
+
+
+def _lock_account(connection: sa.Connection, account: str) -> None:
+    """Keeps others from adding to the account until the transaction ends; SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        number = sa.func.hashtextextended(f"collections of {account}", 0)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
 
 def _move(connection: sa.Connection, append: Append) -> bool:

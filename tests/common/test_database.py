@@ -1,4 +1,7 @@
-"""Databases by URL: the schema comes whole whoever starts first, on SQLite and on a real PostgreSQL."""
+"""Databases by URL: the schema comes whole whoever starts first, on SQLite and on a real PostgreSQL.
+
+A database of another service or of a newer version is refused in words.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,26 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from services.common.database import migrate, open_engine
+from services.common.database import (
+    IDENTITY,
+    DatabaseRefused,
+    database_id,
+    downgrade,
+    migrate,
+    open_engine,
+    readers,
+)
+from services.gateway import schema as gateway_schema
 from services.ingest import schema as ingest_schema
 from services.keyvault import schema as keyvault_schema
+from services.vectorstore import store as vectorstore_store
 from tests.postgres import Postgres
 
 SCHEMAS = {
+    "services.gateway": gateway_schema.metadata,
     "services.ingest": ingest_schema.METADATA,
     "services.keyvault": keyvault_schema.METADATA,
+    "services.vectorstore": vectorstore_store.metadata,
 }
 
 
@@ -31,14 +46,19 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.make_database(f"d{secrets.token_hex(6)}")
 
 
-@pytest.mark.parametrize("package", SCHEMAS)
-def test_processes_that_start_together_make_one_whole_schema(url: str, package: str) -> None:
-    """The steps of the migrations end where the code's tables are, column by column."""
-
+def test_processes_that_start_together_make_one_schema(url: str) -> None:
     # Processes, as it is in life: Alembic is not made for threads.
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_start, [url] * 2, [package] * 2))
+        list(pool.map(_start, [url] * 2, ["services.keyvault"] * 2))
     engine = open_engine(url)
+    assert set(keyvault_schema.METADATA.tables) <= set(_columns(engine))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("package", SCHEMAS)
+def test_the_steps_of_the_migrations_end_where_the_tables_of_the_code_are(url: str, package: str) -> None:
+    engine = open_engine(url)
+    migrate(engine, package)
     found = sa.inspect(engine)
     for name, table in SCHEMAS[package].tables.items():
         columns = {column["name"]: column["nullable"] for column in found.get_columns(name)}
@@ -65,3 +85,103 @@ def _start(url: str, package: str) -> None:
     engine = open_engine(url)
     migrate(engine, package)
     engine.dispose()
+
+
+@pytest.mark.parametrize("package", SCHEMAS)
+def test_migrations_go_back_to_nothing_and_forward_again(url: str, package: str) -> None:
+    engine = open_engine(url)
+    migrate(engine, package)
+    first = _columns(engine)
+    name = database_id(engine)
+    downgrade(engine, package)
+    migrate(engine, package)
+    assert _columns(engine) == first
+    downgrade(engine, package, "base")
+    assert set(_columns(engine)) == {"alembic_version", IDENTITY.name}
+    migrate(engine, package)
+    assert _columns(engine) == first
+    assert database_id(engine) == name
+    engine.dispose()
+
+
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(url: str) -> None:
+    engine = open_engine(url)
+    migrate(engine, "services.vectorstore")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    before = _columns(engine)
+    with pytest.raises(DatabaseRefused, match=r"newer version \(9999; this one knows up to 0"):
+        migrate(engine, "services.vectorstore")
+    assert _columns(engine) == before
+    engine.dispose()
+
+
+def test_a_database_of_another_service_is_refused_and_left_alone(url: str) -> None:
+    engine = open_engine(url)
+    migrate(engine, "services.keyvault")
+    before = _columns(engine)
+    with pytest.raises(DatabaseRefused, match="the database is keyvault's"):
+        migrate(engine, "services.vectorstore")
+    assert _columns(engine) == before
+    engine.dispose()
+
+
+def test_a_database_from_before_there_were_marks_is_taken(url: str) -> None:
+    engine = open_engine(url)
+    migrate(engine, "services.ingest")
+    IDENTITY.drop(engine)
+    migrate(engine, "services.ingest")
+    assert len(database_id(engine)) == 32
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "mysql://user@host/name", "sqlite", "postgresql+asyncpg://host/name", "/data/keyvault.db"]
+)
+def test_an_unknown_kind_of_database_is_refused_by_name(url: str) -> None:
+    with pytest.raises(DatabaseRefused, match="must be sqlite"):
+        open_engine(url)
+
+
+def test_an_acknowledged_write_is_durable_though_the_server_is_set_otherwise(postgres: Postgres) -> None:
+    """F16's class, for a server; the twin is a connection of somebody else's."""
+    url = postgres.make_database(f"d{secrets.token_hex(6)}")
+    name = url.rpartition("/")[2]
+    plain = sa.create_engine(url)
+    with plain.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    plain.dispose()
+    found = []
+    for engine in (plain, open_engine(url)):
+        with engine.connect() as connection:
+            found.append(connection.exec_driver_sql("SHOW synchronous_commit").scalar_one())
+        engine.dispose()
+    assert found == ["off", "on"]
+
+
+def test_a_statement_that_hangs_is_given_up(postgres: Postgres) -> None:
+    engine = open_engine(postgres.url, statement_s=0.2)
+    with engine.connect() as connection, pytest.raises(sa.exc.OperationalError, match="statement timeout"):
+        connection.exec_driver_sql("SELECT pg_sleep(60)")
+    engine.dispose()
+
+
+def test_a_reader_sees_one_state_to_its_end(url: str) -> None:
+    engine = open_engine(url)
+    migrate(engine, "services.ingest")
+    count = sa.text("SELECT count(*) FROM removals")
+    with readers(engine).connect() as reading:
+        assert reading.execute(count).scalar_one() == 0
+        with engine.begin() as connection:
+            connection.exec_driver_sql("INSERT INTO removals VALUES ('a/')")
+        assert reading.execute(count).scalar_one() == 0
+    engine.dispose()
+
+
+def _columns(engine: sa.Engine) -> dict[str, set[str]]:
+    found = sa.inspect(engine)
+    return {
+        table: {str(column["name"]) for column in found.get_columns(table)}
+        for table in found.get_table_names()
+    }

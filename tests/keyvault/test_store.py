@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.dialects import postgresql
 
-from services.common.database import migrate, open_engine
+from services.common.database import IDENTITY, migrate, open_engine
 from services.common.errors import NotFound, Unavailable
 from services.keyvault import store as store_module
 from services.keyvault.schema import METADATA
@@ -28,7 +28,8 @@ async def test_migrations_make_the_schema_that_the_code_expects(tmp_path: Path) 
     migrate(engine, "services.keyvault")
     migrate(engine, "services.keyvault")
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        mine = {"include_name": lambda name, *_where: name != IDENTITY.name}
+        assert compare_metadata(MigrationContext.configure(connection, opts=mine), METADATA) == []
         indexes = {index["name"]: index for index in sa.inspect(connection).get_indexes("data_keys")}
         assert indexes["data_keys_current"]["unique"]
     engine.dispose()

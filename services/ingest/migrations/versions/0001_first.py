@@ -23,3 +23,9 @@ def upgrade() -> None:
         "unsettled_by_collection", "unsettled_originals", ["account", "collection_id", "settle_after_ms"]
     )
     op.create_table("removals", sa.Column("prefix", sa.String(128), primary_key=True))
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in ("removals", "unsettled_originals"):
+        op.drop_table(table)

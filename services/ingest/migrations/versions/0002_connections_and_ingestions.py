@@ -87,3 +87,9 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.BigInteger, nullable=False),
     )
     op.create_index("items_by_state", "ingestion_items", ["ingestion_id", "state", "attempts"])
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in ("ingestion_items", "ingestions", "connection_flows", "connections"):
+        op.drop_table(table)

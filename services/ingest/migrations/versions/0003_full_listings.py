@@ -12,3 +12,8 @@ down_revision = "0002"
 def upgrade() -> None:
     """Adds the column; what is there already is due at its next run."""
     op.add_column("ingestions", sa.Column("full_ms", sa.BigInteger, nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Removes the column."""
+    op.drop_column("ingestions", "full_ms")

@@ -98,3 +98,17 @@ def _create_audit() -> None:
         sa.Column("request_id", sa.String(64), nullable=False),
         sa.Column("hash", sa.LargeBinary(32), nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in (
+        "permits",
+        "destroyed_resources",
+        "audit_events",
+        "data_keys",
+        "account_keys",
+        "accounts",
+        "installation",
+    ):
+        op.drop_table(table)

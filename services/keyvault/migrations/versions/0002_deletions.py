@@ -24,3 +24,9 @@ def upgrade() -> None:
         sa.Column("due_us", sa.BigInteger, nullable=False),
     )
     op.create_index("key_deletions_by_due", "key_deletions", ["due_us"])
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in ("key_deletions", "destructions"):
+        op.drop_table(table)

@@ -39,3 +39,9 @@ def upgrade() -> None:
         sa.Column("provider", sa.String(16), nullable=False),
         sa.Column("handle", sa.LargeBinary, nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in ("retired_keys", "rewrapped", "key_moves"):
+        op.drop_table(table)

@@ -24,3 +24,9 @@ def upgrade() -> None:
         sa.Column("place", sa.BigInteger, nullable=False),
     )
     op.execute("INSERT INTO destroyed (account, resource) SELECT account, resource FROM destructions")
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in ("removed", "destroyed"):
+        op.drop_table(table)

@@ -13,3 +13,9 @@ def upgrade() -> None:
     """Adds the columns."""
     op.add_column("data_keys", sa.Column("releases", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("data_keys", sa.Column("aged_us", sa.BigInteger, nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Removes the columns."""
+    op.drop_column("data_keys", "aged_us")
+    op.drop_column("data_keys", "releases")

@@ -43,3 +43,9 @@ def upgrade() -> None:
         sa.Column("object_key", sa.String(256), nullable=False),
         sa.Column("key_id", sa.String(26), nullable=False),
     )
+
+
+def downgrade() -> None:
+    """Removes the tables."""
+    for table in ("snapshots", "log", "collections"):
+        op.drop_table(table)

@@ -12,3 +12,8 @@ down_revision = "0001"
 def upgrade() -> None:
     """Adds the column; a collection's own next write sets it."""
     op.add_column("collections", sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Removes the column."""
+    op.drop_column("collections", "size_bytes")
