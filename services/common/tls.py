@@ -71,3 +71,11 @@ def certificate_facts(pem: bytes) -> tuple[int, float]:
     except ValueError as error:
         raise CertificateUnreadable from error
     return certificate.serial_number, certificate.not_valid_after_utc.timestamp()
+
+
+def expiry_s(path: Path) -> float:
+    """When the certificate in a file expires, seconds since the Unix epoch; 0 where there is none to read."""
+    try:
+        return certificate_facts(path.read_bytes())[1]
+    except (OSError, CertificateUnreadable):
+        return 0.0

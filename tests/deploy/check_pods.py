@@ -6,6 +6,7 @@ Not part of `make test`: it needs the images, which take minutes to build.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ import pytest
 from sealcomb_client import Client, Connection
 from tests.deploy.podman import Pods, running
 from tests.deploy.relay import relay
-from tests.deploy.rendered import SERVICES, Json, named, rendered
+from tests.deploy.rendered import ROOT, SERVICES, Json, named, rendered
 
+_LOCKED = re.compile(r"^([a-z0-9-]+)==([^ ;]+)", re.MULTILINE)
 _READY_WITHIN_S = 180.0
 _PROBE = """
 import urllib.error, urllib.request
@@ -119,6 +121,25 @@ def test_secrets_are_neither_in_the_environment_nor_in_the_arguments(
     assert "PRIVATE KEY" not in said
     for secret in ("root.key", "token.pepper"):
         assert (keys / secret).read_bytes().hex() not in said
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_list_of_an_image_has_what_is_in_it_and_nothing_else(ready: Pods, service: str) -> None:
+    """G7: the packages that the image's own Python finds, each of the locked version."""
+    listed = json.loads((ROOT / "build" / "sbom" / f"{service}.json").read_text())["components"]
+    python = {_normal(c["name"]): c["version"] for c in listed if not c["bom-ref"].startswith("pkg:deb/")}
+    code = "from importlib.metadata import distributions as d\nprint(*(f'{p.name}=={p.version}' for p in d()))"
+    found = dict(package.split("==") for package in ready.inside(service, code).split())
+    assert python == {_normal(name): version for name, version in found.items()}
+    lock = dict(_LOCKED.findall((ROOT / "requirements" / f"image-{service}.txt").read_text()))
+    others = {name for name in python if python[name] != lock.get(name)}
+    assert others == {"sealcomb"}
+    system = {c["name"] for c in listed if c["bom-ref"].startswith("pkg:deb/")}
+    assert {"libc6", "libssl3", "python3.11-minimal"} <= system
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_there_is_no_way_out(ready: Pods) -> None:

@@ -7,12 +7,13 @@ import asyncio
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import Gauge
 
 from services.common.clock import Clock, SystemClock
 from services.common.rpc.credentials import server_credentials
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.peer_certificates import REFUSED_FILE, PeerCertificates
-from services.common.tls import TlsFiles
+from services.common.tls import TlsFiles, expiry_s
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 _OPTIONS = (
@@ -24,6 +25,11 @@ _OPTIONS = (
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 60_000),
     ("grpc.keepalive_time_ms", 60_000),
+)
+
+_expiry = Gauge(
+    "sealcomb_certificate_expiry_seconds",
+    "When the service's own certificate file expires, in seconds since the Unix epoch",
 )
 
 
@@ -40,6 +46,8 @@ class InnerServer:
         received_bytes_max: int | None = None,
         clock: Clock | None = None,
     ) -> None:
+        # The file's, at each scrape: what a renewal puts there is taken within seconds.
+        _expiry.set_function(lambda: expiry_s(tls.folder / "cert.pem"))
         guard.watch_certificates(PeerCertificates(tls.folder / REFUSED_FILE, clock or SystemClock()))
         options = (
             *_OPTIONS,
