@@ -64,7 +64,9 @@ def build(service: str, root: Path) -> None:
         _copy(path, root)
     listed = root / "usr/share/sealcomb/debian-packages.txt"
     listed.parent.mkdir(parents=True)
-    listed.write_text("".join(f"{line}\n" for line in _debian_packages([Path("/usr/bin") / _PYTHON, *libraries])))
+    listed.write_text(
+        "".join(f"{line}\n" for line in _debian_packages([Path("/usr/bin") / _PYTHON, *libraries]))
+    )
     compileall.compile_dir(root / "opt", quiet=2, workers=1)
     compileall.compile_dir(root / "usr/lib" / _PYTHON, quiet=2, workers=1)
 

@@ -128,7 +128,9 @@ def test_the_list_of_an_image_has_what_is_in_it_and_nothing_else(ready: Pods, se
     """G7: the packages that the image's own Python finds, each of the locked version."""
     listed = json.loads((ROOT / "build" / "sbom" / f"{service}.json").read_text())["components"]
     python = {_normal(c["name"]): c["version"] for c in listed if not c["bom-ref"].startswith("pkg:deb/")}
-    code = "from importlib.metadata import distributions as d\nprint(*(f'{p.name}=={p.version}' for p in d()))"
+    code = (
+        "from importlib.metadata import distributions as d\nprint(*(f'{p.name}=={p.version}' for p in d()))"
+    )
     found = dict(package.split("==") for package in ready.inside(service, code).split())
     assert python == {_normal(name): version for name, version in found.items()}
     lock = dict(_LOCKED.findall((ROOT / "requirements" / f"image-{service}.txt").read_text()))
