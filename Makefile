@@ -159,7 +159,8 @@ k8s: setup images sbom $(K8S_VENV)/bin/checkov ## Check the manifests, scan them
 	for overlay in local aws; do \
 		$(BIN)/python -m tests.deploy.rendered $$overlay >build/$$overlay.yaml; \
 		$(K8S_VENV)/bin/checkov --config-file deploy/k8s/.checkov.yaml -f build/$$overlay.yaml; done
-	$(BIN)/python -m pytest -q --timeout=400 tests/deploy tests/deploy/check_pods.py
+	$(BIN)/python -m pytest -q --timeout=400 tests/deploy
+	$(BIN)/python -m pytest -q --timeout=400 tests/deploy/check_pods.py
 
 .PHONY: audit
 audit: setup ## Look the locked packages up among the known vulnerabilities (needs the network)

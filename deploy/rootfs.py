@@ -45,6 +45,7 @@ _ALSO = ("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/openssl.cnf", "/usr/sha
 def build(service: str, root: Path) -> None:
     """Fills the root folder for a service."""
     site = _HOME / "lib" / _PYTHON / "site-packages"
+    _uninstall_unlocked(service)
     _drop(site, *_BUILDERS, *(f"{name}-*" for name in _BUILDERS))
     # Each image carries its own service's code alone (and what all of them share).
     for other in {*_SERVICES, "standalone"} - {service}:
@@ -85,6 +86,17 @@ def build(service: str, root: Path) -> None:
         folder.chmod(mode)
 
 
+def _uninstall_unlocked(service: str) -> None:
+    """Removes packages that were there to build others, and that the service's lock does not have."""
+    lock = Path("requirements", f"image-{service}.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE)) | {"sealcomb", "pip"}
+    pip = [str(_HOME / "bin" / "pip"), "--disable-pip-version-check"]
+    listed = subprocess.run([*pip, "list", "--format", "freeze"], capture_output=True, text=True, check=True)
+    names = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in listed.stdout.splitlines()}
+    if names - locked:
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", *sorted(names - locked)], check=True)
+
+
 def _drop(folder: Path, *patterns: str) -> None:
     for pattern in patterns:
         for path in folder.glob(pattern):
@@ -119,7 +131,7 @@ def _libraries(root: Path) -> set[Path]:
 
 
 def _debian_packages(paths: list[Path]) -> list[str]:
-    """Name and version of the system's packages that these files are of, for the list of what is in the image."""
+    """Name and version of the system's packages that these files are of."""
     known = {str(path) for path in paths} | {str(path.resolve()) for path in paths}
     # Some packages still name /lib what is /usr/lib by now.
     known |= {name.removeprefix("/usr") for name in known}

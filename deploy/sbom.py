@@ -1,7 +1,8 @@
 """Writes what is in an image as a CycloneDX document: the Python packages, and the system's packages.
 
-The Python packages are listed by cyclonedx-py, which looks into the image's own folder and runs nothing of it; the
-system's come from the list that rootfs.py left there. What is not in the document is not in the image.
+The Python packages are listed by cyclonedx-py, which looks into the image's own folder and runs
+nothing of it; the system's come from the list that rootfs.py left there. What is not in the document
+is not in the image.
 """
 
 from __future__ import annotations

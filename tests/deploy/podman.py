@@ -105,9 +105,10 @@ def _pod(document: Json, folder: Path, objects: Mapping[str, Json], addresses: M
         for name in ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle", "ports"):
             # Probes are the test's; ports would be given to the whole machine.
             container.pop(name)
-    spec["volumes"] = [
-        _volume(volume, folder, objects, owner) for volume in [*spec["volumes"], {"name": "data"}]
+    claims = [
+        {"name": claim["metadata"]["name"]} for claim in document["spec"].get("volumeClaimTemplates", [])
     ]
+    spec["volumes"] = [_volume(volume, folder, objects, owner) for volume in [*spec["volumes"], *claims]]
     spec["hostAliases"] = [{"ip": ip, "hostnames": [name]} for name, ip in addresses.items()]
     spec.pop("serviceAccountName")
     metadata = {"name": document["metadata"]["name"], "labels": template["metadata"]["labels"]}
