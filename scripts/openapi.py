@@ -52,7 +52,7 @@ class Writer:
         self._files = files
         self._comments = Comments(files)
         self._messages: dict[str, Any] = {}
-        # What a path of any method says is overlooked in the query of every method.
+        # What a path of any method says is refused in the query of every method.
         self._in_paths = {
             name
             for file in files

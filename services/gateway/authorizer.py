@@ -6,6 +6,8 @@ here logs or repeats what a caller sent.
 
 from __future__ import annotations
 
+import asyncio
+
 from services.common.clock import Clock
 from services.common.errors import (
     PermissionDenied,
@@ -18,6 +20,7 @@ from services.common.errors import (
 from services.common.methods import EDGE_METHODS, PublicMethod, Scope
 from services.gateway.buckets import ASK, AddressBuckets
 from services.gateway.contexts import REUSE_S, ContextMint
+from services.gateway.failures import Failures
 from services.gateway.sessions import Grant, Session, Sessions
 from services.gateway.tokens import Pepper, has_token_form, id_in
 from services.gateway.usage.amounts import day_of
@@ -37,7 +40,7 @@ class Authorizer:
         pepper: Pepper,
         mint: ContextMint,
         addresses: AddressBuckets,
-        failures: AddressBuckets,
+        failures: Failures,
         meters: Meters,
         usage: UsageLog,
         clock: Clock,
@@ -50,6 +53,7 @@ class Authorizer:
         self._meters = meters
         self._usage = usage
         self._clock = clock
+        self._look_ups: set[asyncio.Task[Session]] = set()
 
     def admit(self, path: str, authorization: bytes | None, address: str) -> Grant | None:
         """The grant of a call, or None if deciding takes `admit_slowly`. Raises SealcombError to refuse."""
@@ -66,11 +70,11 @@ class Authorizer:
         digest = self._pepper.digest(token)
         session = self._sessions.held(digest)
         if session is None:
-            self._check_failures(address)
+            self._failures.check(address)
             try:
                 session = self._sessions.load(id_in(token), digest)
             except (Unauthenticated, PermissionDenied):
-                self._failures.take(address)
+                self._failures.add(address)
                 raise
             if session is None:
                 return None
@@ -84,17 +88,44 @@ class Authorizer:
         for _ in range(_TURNS_MAX):
             session = self._sessions.held(digest)
             if session is None:
-                try:
-                    session = await self._sessions.load_slowly(id_in(token), digest)
-                except (Unauthenticated, PermissionDenied):
-                    self._failures.take(address)
-                    raise
+                session = await self._load(token, digest, address)
             grant = self._grant(session, method)
             if grant is not None:
                 return grant
             # Looked up again afterwards: the token may be revoked meanwhile.
             await _ask(session, method.cost, self._clock.monotonic_s())
         raise Unavailable("the account's limits are changing; try again", retry_after_s=1.0)
+
+    async def _load(self, token: bytes, digest: bytes, address: str) -> Session:
+        if self._sessions.is_loading(digest):
+            # No look-up of its own.
+            try:
+                return await self._sessions.load_slowly(id_in(token), digest)
+            except (Unauthenticated, PermissionDenied):
+                self._failures.add(address)
+                raise
+        await self._failures.enter(address)
+        look_up = asyncio.get_running_loop().create_task(self._look_up(token, digest, address))
+        self._look_ups.add(look_up)
+        look_up.add_done_callback(self._looked_up)
+        # Who stops waiting has not ended the look-up.
+        return await asyncio.shield(look_up)
+
+    async def _look_up(self, token: bytes, digest: bytes, address: str) -> Session:
+        try:
+            # Another look-up may have ended while this one waited for its turn.
+            return self._sessions.held(digest) or await self._sessions.load_slowly(id_in(token), digest)
+        except (Unauthenticated, PermissionDenied):
+            self._failures.add(address)
+            raise
+        finally:
+            self._failures.leave(address)
+
+    def _looked_up(self, look_up: asyncio.Task[Session]) -> None:
+        self._look_ups.discard(look_up)
+        if not look_up.cancelled():
+            # Looked at, since whoever waited may have left.
+            look_up.exception()
 
     def _token(self, authorization: bytes | None, address: str) -> bytes:
         if authorization is None:
@@ -108,19 +139,9 @@ class Authorizer:
         return token
 
     def _failed(self, address: str, message: str, reason: str) -> SealcombError:
-        self._check_failures(address)
-        self._failures.take(address)
+        self._failures.check(address)
+        self._failures.add(address)
         return Unauthenticated(message, reason=reason)
-
-    def _check_failures(self, address: str) -> None:
-        wait_s = self._failures.wait_s(address)
-        if wait_s:
-            raise ResourceExhausted(
-                "too many failed authentications from this address; wait and check the token",
-                reason="TOO_MANY_FAILURES",
-                quotas=[QuotaViolation("address", "failed authentications")],
-                retry_after_s=wait_s,
-            )
 
     def _grant(self, session: Session, method: PublicMethod) -> Grant | None:
         now_s = self._clock.now_s()

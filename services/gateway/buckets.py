@@ -171,6 +171,14 @@ class AddressBuckets:
         slot = self._refilled(address)
         self._levels[slot] = max(0.0, self._levels[slot] - cost)
 
+    def slot_of(self, address: str) -> int:
+        """Which bucket the address has."""
+        return self._slot_of(address)
+
+    def left(self, address: str) -> float:
+        """What is in the address's bucket."""
+        return self._levels[self._refilled(address)]
+
     def try_take(self, address: str, cost: float) -> float:
         """Takes `cost` if it is there and gives 0, or says how long until it is."""
         slot = self._refilled(address)

@@ -41,6 +41,7 @@ from services.gateway.envoy.metrics import EnvoyCollector
 from services.gateway.envoy.plan import EdgePlan
 from services.gateway.envoy.supervisor import EnvoyRefused, EnvoySupervisor, envoy_binary
 from services.gateway.ext_authz import ExtAuthzServer
+from services.gateway.failures import Failures
 from services.gateway.files import private_folder
 from services.gateway.health import HealthPoller
 from services.gateway.issuer import TokenIssuer
@@ -150,7 +151,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     )
     failure_limits = Limits(settings.failures_per_second, settings.failure_burst)
     callers = AddressBuckets(address_limits, clock, os.urandom(32))
-    failures = AddressBuckets(failure_limits, clock, os.urandom(32))
+    failures = Failures(AddressBuckets(failure_limits, clock, os.urandom(32)))
     usage = UsageLog()
     authorizer = Authorizer(sessions, pepper, mint, callers, failures, meters, usage, clock)
 

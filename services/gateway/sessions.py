@@ -124,6 +124,10 @@ class Sessions:
         rows = self._read(token_id, digest)
         return None if rows.token.restricted else self._keep(digest, rows, ())
 
+    def is_loading(self, digest: bytes) -> bool:
+        """Whether somebody loads it already, so that `load_slowly` makes no look-up of its own."""
+        return digest in self._loading
+
     async def load_slowly(self, token_id: str, digest: bytes) -> Session:
         """Loads a session whose rows are elsewhere, or whose collections must be opened first.
 

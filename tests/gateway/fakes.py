@@ -31,6 +31,7 @@ from services.gateway.accounts import Accounts
 from services.gateway.authorizer import Authorizer, UsageLog
 from services.gateway.buckets import AddressBuckets, BucketTable, Limits
 from services.gateway.contexts import ContextMint
+from services.gateway.failures import Failures
 from services.gateway.issuer import TokenIssuer
 from services.gateway.limits import LimitChange
 from services.gateway.operator import replace_operator_token
@@ -143,9 +144,10 @@ class Policy:
         self.sessions.believe_until(math.inf)
         self.usage = UsageLog()
         self.failures = AddressBuckets(failures, self.clock, bytes(32))
+        self.guard = Failures(self.failures)
         self.addresses = AddressBuckets(ADDRESS_LIMITS, self.clock, bytes(32))
         self.authorizer = Authorizer(
-            self.sessions, self.pepper, self.mint, self.addresses, self.failures, self.meters, self.usage,
+            self.sessions, self.pepper, self.mint, self.addresses, self.guard, self.meters, self.usage,
             self.clock,
         )  # fmt: skip
         pages = page_key(self.pepper)

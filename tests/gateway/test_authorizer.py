@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,14 @@ from services.gateway.buckets import Limits
 from services.gateway.limits import LimitChange
 from services.gateway.records import TokenRow
 from services.gateway.tokens import Kind, make_token
-from tests.gateway.fakes import ADMIN_METHOD, OPERATOR_METHOD, Policy, acting, stored_bytes
+from tests.gateway.fakes import (
+    ADMIN_METHOD,
+    FAILURE_LIMITS,
+    OPERATOR_METHOD,
+    Policy,
+    acting,
+    stored_bytes,
+)
 
 READ = "/sealcomb.v1.VectorService/Query"
 WHOAMI = "/sealcomb.v1.TokenService/WhoAmI"
@@ -307,6 +316,99 @@ async def test_a_token_for_some_collections_fails_closed_while_they_cannot_be_op
     with pytest.raises(SealcombError) as refused:
         await policy.authorizer.admit_slowly(READ, f"Bearer {token}".encode(), "192.0.2.1")
     assert refused.value.reason == "UNAVAILABLE"
+
+
+class _FarStore:
+    """A database elsewhere, which answers after a while; how often it was asked."""
+
+    def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.look_ups = self.under_way = self.most = 0
+        self.read = policy.sessions._read
+        policy.store.is_local = False
+        monkeypatch.setattr(policy.sessions, "_read_elsewhere", self.read_elsewhere)
+
+    async def read_elsewhere(self, token_id: str, digest: bytes) -> object:
+        self.look_ups += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0.01)
+        self.under_way -= 1
+        return self.read(token_id, digest)
+
+
+async def _reasons(policy: Policy, tokens: list[str], address: str = "192.0.2.1") -> Counter[str]:
+    async def one(token: str) -> str:
+        header = f"Bearer {token}".encode()
+        try:
+            grant = policy.authorizer.admit(READ, header, address)
+            if grant is None:
+                await policy.authorizer.admit_slowly(READ, header, address)
+        except SealcombError as error:
+            return error.reason
+        return "OK"
+
+    return Counter(await asyncio.gather(*map(one, tokens)))
+
+
+def _forged(policy: Policy, count: int) -> list[str]:
+    return [make_token(Kind.ACCOUNT, policy.random_bytes).text for _ in range(count)]
+
+
+async def test_tokens_that_come_at_once_are_looked_up_no_more_often_than_they_may_fail(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B1, B10: each look-up takes a while, and all are asked for before the first is found wrong."""
+    store = _FarStore(policy, monkeypatch)
+    reasons = await _reasons(policy, _forged(policy, 300))
+    assert reasons == {"TOKEN_INVALID": FAILURE_LIMITS.burst, "TOO_MANY_FAILURES": 300 - FAILURE_LIMITS.burst}
+    assert store.look_ups == FAILURE_LIMITS.burst
+    assert not policy.guard._looking
+
+
+async def test_without_a_place_for_each_look_up_the_database_would_see_them_all(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin of the test above."""
+    store = _FarStore(policy, monkeypatch)
+
+    async def at_once(address: str) -> None:
+        policy.guard.check(address)
+
+    monkeypatch.setattr(policy.guard, "enter", at_once)
+    monkeypatch.setattr(policy.guard, "leave", lambda address: None)
+    await _reasons(policy, _forged(policy, 300))
+    assert store.look_ups == 300
+
+
+async def test_valid_tokens_that_come_at_once_are_all_admitted_a_few_at_a_time(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a balancer all clients are one address, and after a start nobody's token is known."""
+    account, _ = await policy.new_account()
+    tokens = [(await policy.new_token(account))[1] for _ in range(40)]
+    store = _FarStore(policy, monkeypatch)
+    assert await _reasons(policy, [*tokens, *tokens]) == {"OK": 80}
+    assert (store.look_ups, store.most) == (40, FAILURE_LIMITS.burst)
+    assert not policy.guard._looking
+
+
+async def test_who_stops_waiting_keeps_its_place_until_the_look_up_has_ended(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B1: a call that is abandoned, and one that never came to its turn."""
+    store = _FarStore(policy, monkeypatch)
+    calls = [asyncio.create_task(_reasons(policy, [token])) for token in _forged(policy, 20)]
+    await asyncio.sleep(0.002)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert store.under_way == FAILURE_LIMITS.burst
+    later = asyncio.create_task(_reasons(policy, _forged(policy, 3)))
+    await asyncio.sleep(0.002)
+    assert store.under_way == FAILURE_LIMITS.burst
+    assert await later == {"TOO_MANY_FAILURES": 3}
+    assert store.look_ups == FAILURE_LIMITS.burst
+    assert not policy.guard._looking
 
 
 async def test_a_restricted_token_whose_sealed_part_is_gone_reaches_nothing(policy: Policy) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -335,19 +336,42 @@ def test_any_name_can_be_said_in_a_path(edge: Edge, client: httpx.Client, name: 
     assert collection_service_pb2.GetCollectionRequest.FromString(seen.body).collection == name
 
 
-def test_what_the_path_says_no_query_changes(edge: Edge, client: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    "query",
+    [
+        "collection=other", "collection=other&collection=third", "page_size=1&collection=other", "collection",
+        "&collection=", "%63ollection=other", "Collection=other", "collection.x=other", "collection%3Dother",
+        "a?collection=other",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/collections/one", "/v1/collections/one/", "/v1/collections/o%6Ee"])
+def test_what_the_path_says_no_query_says(edge: Edge, client: httpx.Client, path: str, query: str) -> None:
     """A8: a proxy that reads the path reads what is done."""
-    assert client.delete("/v1/collections/one?collection=other&collection=third").status_code == 200
-    seen = collection_service_pb2.DeleteCollectionRequest.FromString(edge.backends.seen[-1].body)
-    assert seen.collection == "one"
+    seen = len(edge.backends.seen)
+    response = client.request("DELETE", f"{path}?{query}")
+    assert (response.status_code, problem(response)["reason"]) == (400, "REQUEST_UNFIT")
+    assert len(edge.backends.seen) == seen
+
+
+@pytest.mark.parametrize("query", ["id=b", "x=1&id=b", "connection_id=b", "connectionId=b", "accountId=b"])
+@pytest.mark.parametrize("operation", operations(), ids=lambda one: f"{one.verb} {one.template}")
+def test_no_operation_takes_in_its_query_what_some_path_says(
+    edge: Edge, client: httpx.Client, operation: Operation, query: str
+) -> None:
+    """A8."""
+    seen = len(edge.backends.seen)
+    response = client.request(operation.verb, f"{operation.path('a')}?{query}")
+    assert (response.status_code, problem(response)["reason"]) == (400, "REQUEST_UNFIT")
+    assert len(edge.backends.seen) == seen
 
 
 def test_without_that_a_query_would_change_it(edge: Edge, token: str) -> None:
-    """The twin of the test above."""
+    """The twin of the tests above."""
 
     def weaken(config: Json) -> None:
-        for one in http_manager(config)["http_filters"]:
-            one["typed_config"].pop("ignored_query_parameters", None)
+        (host,) = http_manager(config)["route_config"]["virtual_hosts"]
+        host["routes"] = [route for route in host["routes"] if "connectionId" not in json.dumps(route)]
+        assert len(host["routes"]) > 10
 
     with weakened(edge, weaken) as twin, http_client(twin, token) as client:
         assert client.delete("/v1/collections/one?collection=other").status_code == 200
@@ -480,3 +504,28 @@ def test_without_its_setting_there_is_no_second_door(tmp_path_factory: pytest.Te
         pytest.raises(ConnectionRefusedError),
     ):
         socket.create_connection(("127.0.0.1", closed.http_port), timeout=5)
+
+
+def test_the_document_is_bounded_though_nobody_is_known(edge: Edge) -> None:
+    """A16: it is large, needs no token, and is not asked for often."""
+    with http_client(edge) as client:
+        for _ in range(400):
+            answer = client.get("/openapi.json")
+            if answer.status_code != 200:
+                break
+        assert (answer.status_code, problem(answer)["status"]) == (429, 429)
+        assert answer.headers["retry-after"] == "1"
+        time.sleep(1.1)
+        assert client.get("/openapi.json").status_code == 200
+
+
+def test_without_its_limit_the_document_is_given_to_any_flood(edge: Edge) -> None:
+    """The twin of the test above."""
+
+    def weaken(config: Json) -> None:
+        (host,) = http_manager(config)["route_config"]["virtual_hosts"]
+        (route,) = [one for one in host["routes"] if one["name"] == "/openapi.json"]
+        del route["typed_per_filter_config"]["local_ratelimit"]
+
+    with weakened(edge, weaken) as twin, http_client(twin) as client:
+        assert {client.get("/openapi.json").status_code for _ in range(60)} == {200}

@@ -36,6 +36,7 @@ class FakeStore:
     leases: int = 0
     levels: dict[str, tuple[float, float]] = field(default_factory=dict)
     replicas: set[str] = field(default_factory=set)
+    closed: bool = False
 
     async def lease(self, name: str, limits: Limits, first: float, must: float, ahead: float) -> Lease:
         await asyncio.sleep(0)
@@ -65,6 +66,9 @@ class FakeStore:
             raise StoreLost
         self.replicas.add(replica)
         return len(self.replicas)
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 class Replica:
@@ -257,6 +261,18 @@ async def test_the_store_that_answers_again_is_believed_again() -> None:
     await replica.pool.beat()
     assert sum([await replica.admits(limits) for _ in range(9)]) == 4
     assert clock.monotonic_s() == 1000.0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_at_the_end_everything_is_given_back_and_the_store_is_left(lost: bool) -> None:
+    _, store, (replica, _) = await pair()
+    assert await replica.admits(Limits(1.0, 10))
+    (bucket,) = replica.pool._buckets.values()
+    bucket.portion, (before, _) = 2.0, store.levels["account"]
+    store.lost = lost
+    await replica.pool.close()
+    assert store.closed
+    assert store.levels["account"][0] == before + (0 if lost else 2)
 
 
 async def test_buckets_of_accounts_that_are_gone_take_no_memory() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from services.common.methods import GATEWAY, PUBLIC_METHODS
 from services.common.rpc.problem import PROBLEM_WANTED_HEADER
-from services.gateway.envoy.listener import FILTERS, edge_listener, header_allow_list
+from services.gateway.envoy.listener import FILTERS, edge_listener, header_allow_list, local_limit
 from services.gateway.envoy.plan import EdgePlan, Json, socket_address
 from services.gateway.envoy.problems import PROBLEM_SCRIPT
 from services.gateway.envoy.refusals import REFUSED, refusal
@@ -30,6 +30,8 @@ OPENAPI_PATH = "/openapi.json"
 _OPENAPI_FILE = Path(__file__).resolve().parents[1] / "openapi.json"
 _VARIABLE = re.compile(r"\{(\w+)\}")
 _OPENAPI_BYTES_MAX = 1 << 20
+# In all: it is the same for everybody, and needs no token.
+_OPENAPI_PER_SECOND = 20
 _CORS_MAX_AGE_S = 600
 # The largest body of JSON, the array of a stream included. The transcoder reads it before policy is
 # asked, in a time that grows with the square of a number's digits: more would be too much for strangers.
@@ -78,7 +80,7 @@ def http_listener(plan: EdgePlan, listen: str) -> Json:
     for route in host["routes"]:
         _admit_grpc_web(route["match"])
     refusals = [route for route in host["routes"] if route["name"] == REFUSED]
-    host["routes"][len(refusals) : len(refusals)] = _length_routes()
+    host["routes"][len(refusals) : len(refusals)] = [*_length_routes(), _collision_route()]
     for route in host["routes"]:
         _refuse_unread(route)
     host["routes"].insert(-1, _openapi_route(plan))
@@ -125,10 +127,18 @@ def _refuse_unread(route: Json) -> None:
         route["typed_per_filter_config"]["json"] = off
 
 
-def path_variables() -> list[str]:
-    """The fields that some path binds."""
+def _collision_route() -> Json:
+    # What paths say, no query says too: the transcoder would believe the query.
+    return refusal(400, {"name": ":path", "string_match": {"safe_regex": {"regex": collision_pattern()}}})
+
+
+def collision_pattern() -> str:
+    """A regular expression of every path with a query that has a field which some path binds."""
     document = json.loads(_OPENAPI_FILE.read_text(encoding="utf-8"))
-    return sorted({name for path in document["paths"] for name in _VARIABLE.findall(path)})
+    fields = {field for path in document["paths"] for field in _VARIABLE.findall(path)}
+    # JSON has two spellings of a field; no name of one needs percent signs, which could hide it.
+    fields |= {re.sub("_(.)", lambda found: found[1].upper(), field) for field in fields}
+    return rf"[^?]*\?(?:.*&)?(?:[^=&]*%[^=&]*|{'|'.join(sorted(fields))})(?:[=&].*)?"
 
 
 def _admit_grpc_web(match: Json) -> None:
@@ -145,8 +155,6 @@ def _transcoder(plan: EdgePlan) -> Json:
         "proto_descriptor_bin": base64.b64encode(plan.descriptors).decode(),
         "services": sorted({path.split("/")[1] for path in PUBLIC_METHODS}),
         "print_options": {"preserve_proto_field_names": True, "always_print_primitive_fields": True},
-        # What the path says is said once: a query does not say otherwise.
-        "ignored_query_parameters": path_variables(),
         # %2F within a name is a slash of the name: paths are cut before they are decoded.
         "url_unescape_spec": "ALL_CHARACTERS",
         "request_validation_options": {
@@ -197,6 +205,7 @@ def _openapi_route(plan: EdgePlan) -> Json:
         "response_headers_to_add": [_header("content-type", "application/json")],
         "typed_per_filter_config": {
             "ext_authz": {"@type": FILTERS + "ext_authz.v3.ExtAuthzPerRoute", "disabled": True},
+            "local_ratelimit": local_limit(_OPENAPI_PER_SECOND),
         },
     }
 

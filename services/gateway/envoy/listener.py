@@ -137,7 +137,7 @@ def _connection_manager(plan: EdgePlan) -> Json:
         "early_header_mutation_extensions": [header_allow_list(plan)],
         "local_reply_config": _local_replies(plan),
         "http_filters": [
-            {"name": _LIMIT_FILTER, "typed_config": _local_limit()},
+            {"name": _LIMIT_FILTER, "typed_config": local_limit()},
             *late_address(plan, ADDRESS_HEADER),
             {"name": _EXT_AUTHZ_FILTER, "typed_config": _ext_authz(plan)},
             {"name": _BUFFER_FILTER, "typed_config": _buffer(plan)},
@@ -218,9 +218,22 @@ def _buffer(plan: EdgePlan) -> Json:
     }
 
 
-def _local_limit() -> Json:
-    # Off but where a route turns it on: health, the one method that no token bounds.
-    return {"@type": FILTERS + "local_ratelimit.v3.LocalRateLimit", "stat_prefix": "health"}
+def local_limit(per_second: int = 0) -> Json:
+    """So many calls a second of a route in all; none: it is off, but where a route turns it on."""
+    limit: Json = {"@type": FILTERS + "local_ratelimit.v3.LocalRateLimit", "stat_prefix": "open"}
+    if per_second:
+        whole = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+        limit |= {
+            "token_bucket": {
+                "max_tokens": per_second,
+                "tokens_per_fill": per_second,
+                "fill_interval": "1s",
+            },
+            "filter_enabled": whole,
+            "filter_enforced": whole,
+            "rate_limited_as_resource_exhausted": True,
+        }
+    return limit
 
 
 def _route(plan: EdgePlan, method: PublicMethod) -> Json:
@@ -242,24 +255,14 @@ def _route(plan: EdgePlan, method: PublicMethod) -> Json:
 
 
 def _health_route(path: str) -> Json:
-    whole = {"numerator": 100, "denominator": "HUNDRED"}
+    # The one method that no token bounds.
     return {
         "name": path,
         "match": _exact_match(path),
         "route": {"cluster": GATEWAY, **_timeouts(_HEALTH_TIMEOUT_S)},
         "typed_per_filter_config": {
             _EXT_AUTHZ_FILTER: _no_policy(),
-            _LIMIT_FILTER: {
-                **_local_limit(),
-                "token_bucket": {
-                    "max_tokens": _HEALTH_CALLS_PER_SECOND,
-                    "tokens_per_fill": _HEALTH_CALLS_PER_SECOND,
-                    "fill_interval": "1s",
-                },
-                "filter_enabled": {"default_value": whole},
-                "filter_enforced": {"default_value": whole},
-                "rate_limited_as_resource_exhausted": True,
-            },
+            _LIMIT_FILTER: local_limit(_HEALTH_CALLS_PER_SECOND),
         },
     }
 

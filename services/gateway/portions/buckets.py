@@ -46,6 +46,9 @@ class Store(Protocol):
     async def beat(self, replica: str) -> int:
         """Says that this process is there; how many are. Raises StoreLost."""
 
+    async def close(self) -> None:
+        """Ends every connection."""
+
 
 class SharedBucket:
     """One bucket; what `wait_s` answers is about the portion that is here."""
@@ -254,11 +257,13 @@ class SharedBuckets:
             self._buckets = kept
 
     async def close(self) -> None:
-        """Gives everything back, as far as that is possible."""
-        for bucket in list(self._buckets.values()):
-            if self.lost:
-                return
-            try:
+        """Gives everything back, as far as that is possible, and leaves the store."""
+        try:
+            for bucket in list(self._buckets.values()):
+                if self.lost:
+                    break
                 await bucket.give_back()
-            except StoreLost:
-                self.lose()
+        except StoreLost:
+            self.lose()
+        finally:
+            await self.store.close()
