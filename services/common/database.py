@@ -110,6 +110,13 @@ def database_id(engine: sa.Engine) -> str:
         return str(connection.execute(sa.select(IDENTITY.c.id)).scalar_one())
 
 
+def revisions(connection: sa.Connection, package: str) -> tuple[str, str]:
+    """The last migration that a database has (empty: none), and the last that this version knows."""
+    with resources.as_file(resources.files(package) / "migrations") as folder:
+        head = ScriptDirectory(str(folder)).get_current_head() or ""
+    return ",".join(MigrationContext.configure(connection).get_current_heads()), head
+
+
 @contextmanager
 def _migrations(engine: sa.Engine, package: str) -> Iterator[Config]:
     with resources.as_file(resources.files(package) / "migrations") as folder:

@@ -16,6 +16,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.standalone.pki import Installation
 
+# In the data folder while it runs: the port of every inner service, for `sealcomb-admin`.
+PORTS_FILE = "ports.json"
+# There while a backup is put back; nothing starts on half of an installation.
+RESTORING = ".restoring"
 # The order of starting; they stop in the opposite one, so the edge refuses new calls first.
 SERVICE_ORDER = ("keyvault", "vectorstore", "ingest", "gateway")
 _MODEL_DIR = Path(sys.prefix) / "share" / "sealcomb" / "models" / "all-minilm-l6-v2"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from sealcomb_client import ApiError, Client, Connection
 from services.common.clock import SystemClock
 from services.standalone import clientfile, demo
-from services.standalone.config import SERVICE_ORDER, Layout, StandaloneSettings
+from services.standalone.config import PORTS_FILE, RESTORING, SERVICE_ORDER, Layout, StandaloneSettings
 from services.standalone.lock import DataFolderInUse, lock_folder
 from services.standalone.pki import Installation, InstallationDamaged, ensure_installation, write_file
 from services.standalone.ports import PortTaken, free_ports, require_free
@@ -66,9 +67,11 @@ class Standalone:
             if self._client is not None:
                 self._client.close()
             await self._supervisor.stop()
+            (self._layout.data / PORTS_FILE).unlink(missing_ok=True)
 
     async def _run(self) -> None:
         _say("starting keyvault, vectorstore, ingest, gateway ...")
+        write_file(self._layout.data / PORTS_FILE, json.dumps(dict(self._layout.ports)).encode())
         self._supervisor.start()
         if not await self._until(self._serving(), fatal=True):
             return
@@ -194,6 +197,8 @@ def prepare(settings: StandaloneSettings) -> Layout:
         require_free(settings.edge_host, settings.edge_port, "SEALCOMB_EDGE_PORT")
         if settings.edge_http_port:
             require_free(settings.edge_host, settings.edge_http_port, "SEALCOMB_EDGE_HTTP_PORT")
+        if (data / RESTORING).exists():
+            raise StartFailed("a backup is half put back; repeat `sealcomb-admin restore`")
         if (data / "keyvault").exists() and not settings.keys_folder.exists():
             raise StartFailed(
                 f"there is data in {data} but no keys in {settings.keys_folder}; restore the keys"

@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/http.md, run as a reader would: they print what it says there."""
+"""The commands of README, docs/http.md and docs/admin.md, run as a reader would: they print what is shown."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def checkout(installation: Installation, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("checkout")
     (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
     (folder / "data").symlink_to(installation.data)
+    (folder / "data.keys").symlink_to(installation.keys)
     return folder
 
 
@@ -79,7 +80,7 @@ def test_the_readme_has_commands_for_all_three_ways() -> None:
     assert len(blocks("python")) == len(blocks("text")) == 1
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/http.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/http.md", "docs/admin.md"])
 def test_the_console_commands_print_what_is_shown(
     installation: Installation, checkout: Path, document: str
 ) -> None:

@@ -92,7 +92,7 @@ class Output:
         for name, field in fields.items():
             click.echo(f"{name:{width}}  {_cell(field)}".rstrip())
 
-    def rows(self, values: Iterable[Message], columns: Sequence[str]) -> None:
+    def rows(self, values: Iterable[Message | Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Many results: JSON lines, or a table of these columns, never cut short."""
         if self.as_json:
             for value in values:
