@@ -98,6 +98,18 @@ def migrate(engine: sa.Engine, package: str, revision: str = "head") -> None:
         command.upgrade(config, revision)
 
 
+def migrate_at(url: str, package: str) -> None:
+    """The same for a database by its URL; ValueError, without the statement, where it does not answer."""
+    engine = open_engine(url)
+    try:
+        migrate(engine, package)
+    except sa.exc.SQLAlchemyError as error:
+        cause = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()
+        raise DatabaseRefused(cause[0] if cause else type(error).__name__) from None
+    finally:
+        engine.dispose()
+
+
 def downgrade(engine: sa.Engine, package: str, revision: str = "-1") -> None:
     """Takes migrations back, one or down to a revision, before an older version is started."""
     with _migrations(engine, package) as config:

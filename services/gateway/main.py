@@ -21,6 +21,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.context import ContextSigner, ContextVerifier
 from services.common.datakeys import DataKeys
 from services.common.methods import GATEWAY, INGEST, KEYVAULT, REFLECTION_METHODS, VECTORSTORE
+from services.common.migration import add_migrate_option
 from services.common.ops import serving_ops
 from services.common.process import forbid_dumps
 from services.common.rpc.authorization import rules_for
@@ -81,6 +82,7 @@ def main() -> int:
         action="store_true",
         help="end every operator token, write a new one to SEALCOMB_OPERATOR_TOKEN_FILE, and exit",
     )
+    add_migrate_option(parser, GATEWAY)
     arguments = parser.parse_args()
     try:
         settings = GatewaySettings()  # type: ignore[call-arg]  # the environment has them

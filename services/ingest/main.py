@@ -29,6 +29,7 @@ from services.common.clock import SystemClock
 from services.common.context import ContextVerifier
 from services.common.datakeys import DataKeys
 from services.common.errors import SealcombError
+from services.common.migration import add_migrate_option
 from services.common.objects import open_store
 from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
@@ -215,13 +216,15 @@ def _stop_signals() -> asyncio.Event:
 
 def main() -> None:
     """Entry point of `sealcomb-ingest`."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="sealcomb-ingest",
         description="Takes documents in and searches them. Settings come from the environment "
         "(SEALCOMB_LISTEN, SEALCOMB_TLS_DIR, SEALCOMB_CONTEXT_TRUST_DIR, SEALCOMB_DATABASE_URL, "
         "SEALCOMB_KEYVAULT_ADDRESS, SEALCOMB_VECTORSTORE_ADDRESS, SEALCOMB_OBJECTS_URL, SEALCOMB_EMBEDDER); "
         "see docs/ingest.md.",
-    ).parse_args()
+    )
+    add_migrate_option(parser, methods.INGEST)
+    parser.parse_args()
     try:
         forbid_dumps()
         settings = IngestSettings()  # type: ignore[call-arg]  # from the environment

@@ -22,6 +22,7 @@ from services.common.alarms import Alarms
 from services.common.clock import Clock, SystemClock
 from services.common.context import CallContext, ContextSigner, ContextVerifier
 from services.common.errors import FailedPrecondition, Unavailable
+from services.common.migration import add_migrate_option
 from services.common.ops import serving_ops
 from services.common.process import check_randomness, forbid_dumps, lock_memory, swap_is_on
 from services.common.rpc.authorization import rules_for
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument(
         "--restore", metavar="FILE", type=Path, help="put such a copy in the database's place, and exit"
     )
+    add_migrate_option(parser, methods.KEYVAULT)
     arguments = parser.parse_args()
     try:
         forbid_dumps()

@@ -16,6 +16,7 @@ from sealcomb.v1 import collection_service_pb2_grpc, vector_service_pb2_grpc
 from services.common import methods
 from services.common.clock import SystemClock
 from services.common.context import ContextVerifier
+from services.common.migration import add_migrate_option
 from services.common.objects import open_store
 from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
@@ -149,6 +150,7 @@ def main() -> None:
         "SEALCOMB_KEYVAULT_ADDRESS, SEALCOMB_OBJECTS_URL, SEALCOMB_EMBEDDER_INFO and more); "
         "see docs/vectorstore.md.",
     )
+    add_migrate_option(parser, methods.VECTORSTORE)
     parser.parse_args()
     try:
         forbid_dumps()

@@ -31,6 +31,11 @@ _SETTINGS: dict[str, type[BaseSettings]] = {
 }
 # Of other projects; their schemas are not Kubernetes' own.
 _FOREIGN_KINDS = {"Certificate", "Issuer", "PodMonitor", "PrometheusRule"}
+_OF_DATABASES = {
+    "local": {service: set[str]() for service in SERVICES},
+    "aws": {service: {f"sealcomb-{service}-database"} for service in SERVICES},
+}
+_OF_DATABASES["aws"]["gateway"] |= {"sealcomb-gateway-limits"}
 _OWN_SECRETS = {
     "gateway": {"sealcomb-gateway-tls", "sealcomb-gateway-keys", "sealcomb-edge-tls"},
     "keyvault": {"sealcomb-keyvault-tls", "sealcomb-keyvault-keys"},
@@ -140,7 +145,7 @@ def test_secrets_come_as_files_and_each_service_has_its_own_alone(overlay: str, 
     """G5, C4: a pod that is taken over has no other service's certificate or key."""
     pod = _pod_spec(service, overlay)
     mounted = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
-    assert mounted == _OWN_SECRETS[service]
+    assert mounted == _OWN_SECRETS[service] | _OF_DATABASES[overlay][service]
     assert all(v["secret"]["defaultMode"] == 0o440 for v in pod["volumes"] if "secret" in v)
     for container in pod["containers"]:
         assert "envFrom" not in container
@@ -177,6 +182,59 @@ def test_every_variable_is_a_setting_and_the_settings_are_whole(
     if isinstance(settings, KeyvaultSettings):
         settings.check_kms()
         settings.check_root_key_place()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_each_database_has_a_job_for_its_schema_that_is_as_restricted_as_a_pod(service: str) -> None:
+    job = named(rendered("aws"), "Job", f"migrate-{service}")["spec"]["template"]
+    assert restricted_faults(job["spec"]) == []
+    (container,) = job["spec"]["containers"]
+    assert container["args"] == ["--migrate"]
+    url = {"SEALCOMB_DATABASE_URL": _environment(service, "aws")["SEALCOMB_DATABASE_URL"]}
+    assert {entry["name"]: entry["value"] for entry in container["env"]} == url
+    # Nothing selects it that selects the service: no call comes to it.
+    labels = job["metadata"]["labels"]
+    for document in of_kind(rendered("aws"), "Service"):
+        selector = document["spec"]["selector"]
+        assert not selector.items() <= labels.items()
+
+
+def test_pods_with_state_elsewhere_keep_nothing_of_their_own_but_the_ledger() -> None:
+    for service in SERVICES:
+        spec = named(rendered("aws"), "StatefulSet", service)["spec"]
+        claims = [claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]]
+        assert claims == (["ledger"] if service == "keyvault" else [])
+        environment = _environment(service, "aws")
+        assert environment["SEALCOMB_DATABASE_URL"].startswith("postgresql://")
+        assert float(environment["SEALCOMB_STOP_NOTICE_S"]) > 0
+
+
+def test_what_scales_by_itself_has_no_number_of_its_own_and_bounds() -> None:
+    scalers = {
+        one["metadata"]["name"]: one["spec"] for one in of_kind(rendered("aws"), "HorizontalPodAutoscaler")
+    }
+    assert set(scalers) == {"gateway", "ingest"}
+    for service in SERVICES:
+        document = named(rendered("aws"), "StatefulSet", service)
+        assert ("replicas" in document["spec"]) == (service not in scalers)
+        assert "cpu" in _pod_spec(service, "aws")["containers"][0]["resources"]["requests"]
+        spread = _pod_spec(service, "aws")["topologySpreadConstraints"]
+        assert all(one["labelSelector"]["matchLabels"]["app.kubernetes.io/name"] == service for one in spread)
+    for name, spec in scalers.items():
+        assert (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"]) == ("StatefulSet", name)
+        assert 2 <= spec["minReplicas"] < spec["maxReplicas"] <= 20
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_pod_has_time_to_stop(service: str) -> None:
+    """G8: the notice, the drain and the calls in flight end before it is killed."""
+    pod = _pod_spec(service, "aws")
+    (container,) = pod["containers"]
+    settings = _SETTINGS[service].model_fields
+    notice = float(_environment(service, "aws")["SEALCOMB_STOP_NOTICE_S"])
+    drain = settings["drain_s"].default if "drain_s" in settings else 20.0
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert before + notice + drain + 10 < pod["terminationGracePeriodSeconds"]
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -58,6 +58,49 @@ def test_of_all_pairs_of_services_and_ports_exactly_the_drawn_edges_are_open(ove
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_of_the_25_pairs_of_four_services_and_the_outside_only_the_drawn_ones_connect(overlay: str) -> None:
+    """G2: a pod to itself and the outside to itself are among them, and nothing for us to open."""
+    policies = _policies(overlay)
+    parties: dict[str, Party] = {service: _pod(service, overlay) for service in SERVICES}
+    parties["outside"] = _INTERNET
+    connect = {
+        (source, target): {
+            port for port in _PORTS if allowed(policies, parties[source], parties[target], port)
+        }
+        for source in parties
+        for target in parties
+        if (source, target) != ("outside", "outside")
+    }
+    assert len(connect) == 24
+    drawn = {edge: {7443} for edge in _EDGES} | {("outside", "gateway"): {8443}, ("ingest", "outside"): {443}}
+    assert {pair: ports for pair, ports in connect.items() if ports} == drawn
+
+
+def test_databases_bucket_and_limits_are_reached_by_those_alone_that_use_them() -> None:
+    policies = _policies("aws")
+    places = {
+        "databases": ("10.0.254.5", 5432),
+        "limits": ("10.0.252.5", 6379),
+        "objects": ("10.0.253.5", 443),
+    }
+    migration = Pod(
+        {"app.kubernetes.io/name": "migrate-keyvault", "app.kubernetes.io/component": "migration"}
+    )
+    pods = {service: _pod(service, "aws") for service in SERVICES} | {"migration": migration}
+    reached = {
+        place: {name for name, pod in pods.items() if allowed(policies, pod, Outside(address), port)}
+        for place, (address, port) in places.items()
+    }
+    assert reached == {
+        "databases": {*SERVICES, "migration"},
+        "limits": {"gateway"},
+        "objects": {"vectorstore", "ingest"},
+    }
+    for target in SERVICES:
+        assert not any(allowed(policies, migration, pods[target], port) for port in _PORTS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("source", [_INTERNET, Pod({"app": "any"}, "default"), Pod({"app": "any"})])
 def test_from_outside_only_the_edge_is_reached(overlay: str, source: Party) -> None:
     """G2, C8: from the internet, from another namespace, and from a stray pod of our own."""
