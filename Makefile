@@ -119,6 +119,11 @@ attack-keys: setup ## Attack keyvault's door, policy, database, log and format; 
 	./scripts/install-test-packages.sh
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.attacks.keys
 
+.PHONY: faults-vectors
+faults-vectors: setup ## Kill a vectorstore and fail its disk at every durable system call; one table (root; ~25 min)
+	./scripts/install-test-packages.sh
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.faults.vectors
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check

@@ -2,7 +2,7 @@
 # Install the Debian packages that tests start as real peers. Does nothing where they are there already.
 set -eu
 
-packages="${*:-chromium curl iproute2 nftables softhsm2}"
+packages="${*:-chromium curl iproute2 nftables softhsm2 strace}"
 
 missing=""
 for package in $packages; do

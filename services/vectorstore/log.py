@@ -26,6 +26,7 @@ from services.common.sealing import DataKey, Identity, key_id_of, open_sealed, s
 from services.vectorstore.operations import Operation, decode, encode
 from services.vectorstore.reader import DataDamaged
 from services.vectorstore.store import Append
+from services.vectorstore.writability import Writability
 
 _HEAD = struct.Struct("<BQ32sQ32s")
 _HEAD_VERSION = 1
@@ -151,8 +152,11 @@ class _Waiting:
 class Committer:
     """Makes the appends of all collections durable in one thread; those that wait share a commit."""
 
-    def __init__(self, append: Callable[[Sequence[Append]], list[bool]]) -> None:
+    def __init__(
+        self, append: Callable[[Sequence[Append]], list[bool]], writability: Writability | None = None
+    ) -> None:
         self._append = append
+        self._writability = writability or Writability()
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log-commit", daemon=True)
         self._thread.start()
@@ -187,10 +191,13 @@ class Committer:
         try:
             moved = self._append([waiting.append for waiting in group])
         except SealcombError as error:
+            self._writability.refused(error.reason)
             failures: list[SealcombError | None] = [error] * len(group)
         except Exception:  # noqa: BLE001  (the outermost loop of a worker: its waiters must not wait for ever)
+            self._writability.refused("STORAGE_FAILED")
             failures = [Unavailable("the storage failed; try again", reason="STORAGE_FAILED")] * len(group)
         else:
+            self._writability.taken()
             failures = [None if there else LostPlace() for there in moved]
         for waiting, failure in zip(group, failures, strict=True):
             waiting.loop.call_soon_threadsafe(_settle, waiting.done, failure)

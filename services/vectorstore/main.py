@@ -62,6 +62,7 @@ async def serve(settings: VectorstoreSettings) -> None:
     register(server, node, embedder)
     try:
         await server.start()
+        await tell_writability(server, node)
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
             await connected(channel, unless=stopping)
             await server.set_ready(True)
@@ -78,6 +79,20 @@ async def serve(settings: VectorstoreSettings) -> None:
             await edge.close()
         await node.close()
         await channel.close()
+
+
+async def tell_writability(server: InnerServer, node: Node) -> None:
+    """Lets health say, for the part `writes`, whether the storage takes them; the whole serves either way."""
+    loop = asyncio.get_running_loop()
+    telling: set[asyncio.Task[None]] = set()
+
+    def tell(takes: bool) -> None:
+        task = loop.create_task(server.set_part("writes", takes))
+        telling.add(task)
+        task.add_done_callback(telling.discard)
+
+    node.writability.on_change = lambda takes: loop.call_soon_threadsafe(tell, takes)  # type: ignore[assignment]
+    await server.set_part("writes", True)
 
 
 def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> None:

@@ -24,6 +24,7 @@ from services.vectorstore.residency import Residency
 from services.vectorstore.searching import Finder
 from services.vectorstore.store import Store
 from services.vectorstore.upkeep import Upkeep
+from services.vectorstore.writability import Writability
 
 _log = structlog.get_logger("vectorstore")
 _WORKERS = 2
@@ -66,7 +67,8 @@ class Node:
         self.finder = Finder(self._searchers)
         # Seconds each; one at a time, so that queries keep a core.
         self._builders = ThreadPoolExecutor(1, "builder")
-        self.committer = Committer(self.store.append)
+        self.writability = Writability()
+        self.committer = Committer(self.store.append, self.writability)
         self.keys = DataKeys(peer, clock, limits.key_ttl_s)
         upkeep = Upkeep(
             self.store,

@@ -76,6 +76,11 @@ class InnerServer:
         self.is_ready = ready
         await self._health.set("", state)
 
+    async def set_part(self, part: str, serves: bool) -> None:
+        """Tells whoever asks health for a part by its name; the whole is `set_ready`'s."""
+        statuses = health_pb2.HealthCheckResponse
+        await self._health.set(part, statuses.SERVING if serves else statuses.NOT_SERVING)
+
     async def stop(self, grace_s: float = 10.0, *, notice_s: float = 0.0) -> None:
         """Says NOT_SERVING, still answers until balancers have seen it, then waits for running calls.
 
