@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 import services  # noqa: F401  (sets what grpc reads when it is imported, before any test imports it)
 from tests.postgres import Postgres, running_postgres
+from tests.seaweed import SeaweedFs, running_seaweed
 
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _GUARDED = frozenset(
@@ -68,4 +69,11 @@ settings.load_profile("sealcomb")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     """A real PostgreSQL, one for all tests; `make_database` makes a database of a test's own."""
     with running_postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFs]:
+    """A real S3 server, one for all tests; `make_bucket` makes a bucket of a test's own."""
+    with running_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""Sealed objects by key: a folder now, an S3 bucket behind the same Protocol later.
+"""Sealed objects by key: a folder, or a bucket behind the same Protocol (s3.py).
 
 What comes here is sealed already; this module never sees plaintext. A put is whole or absent:
 written beside, synced, renamed, and the folder synced, in this order.
@@ -6,30 +6,42 @@ written beside, synced, renamed, and the folder synced, in this order.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
-import re
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from services.common.clock import Clock, SystemClock
-from services.common.errors import NotFound, ResourceExhausted, Unavailable
+import structlog
 
-_KEY = re.compile(r"[0-9a-z][0-9a-z_.-]{0,127}(/[0-9a-z][0-9a-z_.-]{0,127}){0,7}")
+from services.common.clock import Clock, SystemClock
+from services.common.errors import AlreadyExists, NotFound, ResourceExhausted, SealcombError, Unavailable
+from services.common.objectkeys import check_key, check_prefix
+
+_log = structlog.get_logger("objects")
+
 _PART_BYTES = 1024 * 1024
 _TEMP_PREFIX = ".put-"
 # Older than any put still running, also one of another process on the same folder.
 _STALE_S = 3600.0
+_CLAIM_WAIT_S = 0.5
+_CLAIM_WAIT_S_MAX = 10.0
 
 
 class ObjectStore(Protocol):
     """Whole objects under keys such as `account/collection/object`. Methods block: off the event loop."""
 
-    def put(self, key: str, parts: Iterable[bytes]) -> None:
-        """Stores the parts as one object, durably; replaces an earlier one."""
+    def claim(self, owner: str) -> None:
+        """Marks the place as its owner's. Raises ObjectsRefused if it is another's; a folder is its user's."""
+
+    def put(self, key: str, parts: Iterable[bytes], *, new: bool = False) -> None:
+        """Stores the parts as one object, durably; replaces an earlier one.
+
+        With `new` it never does: AlreadyExists, whoever was first.
+        """
 
     def get(self, key: str) -> bytes:
         """The object. Raises NotFound."""
@@ -56,7 +68,10 @@ class FolderStore:
                 if clock.now_s() - temp.stat().st_mtime > _STALE_S:
                     temp.unlink()
 
-    def put(self, key: str, parts: Iterable[bytes]) -> None:
+    def claim(self, owner: str) -> None:
+        """Nothing: the folder is below the installation's own."""
+
+    def put(self, key: str, parts: Iterable[bytes], *, new: bool = False) -> None:
         """Stores the parts as one object, durably; ResourceExhausted for a full disk."""
         path = self._path(key)
         temp = path.parent / (_TEMP_PREFIX + secrets.token_hex(8))
@@ -67,8 +82,14 @@ class FolderStore:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            temp.replace(path)
+            if new:
+                # Unlike a rename it does not replace.
+                path.hardlink_to(temp)
+            else:
+                temp.replace(path)
             _sync_up(path.parent, self._folder)
+        except FileExistsError:
+            raise AlreadyExists("there is such an object already", reason="OBJECT_EXISTS") from None
         except OSError as error:
             raise _storage_error(error) from error
         finally:
@@ -103,24 +124,46 @@ class FolderStore:
 
     def list(self, prefix: str) -> list[str]:
         """The keys below a prefix, in order."""
-        if prefix and not prefix.endswith("/"):
-            raise ValueError("a prefix ends in a slash")
+        check_prefix(prefix)
         top = self._path(prefix[:-1]) if prefix else self._folder
         found = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith(_TEMP_PREFIX))
         return sorted(path.relative_to(self._folder).as_posix() for path in found)
 
     def _path(self, key: str) -> Path:
-        if _KEY.fullmatch(key) is None:
-            raise ValueError("not an object key")
+        check_key(key)
         return self._folder / key
 
 
 def open_store(url: str) -> ObjectStore:
-    """The store that a URL names: `file:<folder>`."""
+    """The store that a URL names: `file:<folder>` or `s3://<bucket>/<prefix>?...` (s3.py)."""
     scheme, _, rest = url.partition(":")
+    if scheme == "s3":
+        try:
+            from services.common.s3 import Bucket, S3Store  # only there where a bucket is used
+        except ModuleNotFoundError:
+            raise ValueError("S3's client is not installed: pip install sealcomb[s3]") from None
+        return S3Store(Bucket.from_url(url))
     if scheme != "file" or not rest:
-        raise ValueError("the object store must be file:<folder>")
+        raise ValueError("the object store must be file:<folder> or s3://<bucket>/<prefix>")
     return FolderStore(Path(rest.removeprefix("//")), SystemClock())
+
+
+async def claimed(objects: ObjectStore, owner: str, unless: asyncio.Event) -> bool:
+    """Waits until the store answers and is the owner's, trying again and again; False once the event is set.
+
+    Until then a service says that it is not ready, and the log says why. Raises ObjectsRefused.
+    """
+    wait_s = _CLAIM_WAIT_S
+    while not unless.is_set():
+        try:
+            await asyncio.to_thread(objects.claim, owner)
+            return True
+        except SealcombError as error:
+            _log.warning("waiting for the object store", reason=error.reason)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(unless.wait(), wait_s)
+        wait_s = min(2 * wait_s, _CLAIM_WAIT_S_MAX)
+    return False
 
 
 def _private(path: str, flags: int) -> int:

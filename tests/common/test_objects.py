@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common import objects
+from services.common import objectkeys
 from services.common.clock import SystemClock
-from services.common.errors import NotFound, ResourceExhausted, Unavailable
+from services.common.errors import ResourceExhausted, Unavailable
 from services.common.objects import FolderStore, open_store
 
 
@@ -24,50 +24,9 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "objects", SystemClock())
 
 
-def test_objects_are_put_replaced_listed_and_deleted(store: FolderStore) -> None:
-    store.put("a/b/c", [b"one ", b"two"])
-    store.put("a/b/c", [b"three"])
-    store.put("a/d", [bytes(3 * 1024 * 1024)])
-    assert store.get("a/b/c") == b"three"
-    assert [len(part) for part in store.stream("a/d")] == [1024 * 1024] * 3
-    assert store.list("a/") == ["a/b/c", "a/d"]
-    assert store.list("") == ["a/b/c", "a/d"]
-    assert store.list("missing/") == []
-    store.delete("a/b/c")
-    store.delete("a/b/c")
-    store.delete("never/was")
-    with pytest.raises(NotFound):
-        store.get("a/b/c")
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "",
-        "/a",
-        "a/",
-        "../a",
-        "a/../b",
-        "a/./b",
-        ".a",
-        "a//b",
-        "A",
-        "a\n",
-        "a/b\0",
-        "a" * 129,
-        "/".join("a" * 9),
-        ".put-1",
-    ],
-)
-def test_no_key_leads_out_of_the_folder(store: FolderStore, key: str) -> None:
-    for act in (lambda: store.put(key, []), lambda: store.get(key), lambda: store.delete(key)):
-        with pytest.raises(ValueError, match="not an object key"):
-            act()
-
-
 @given(st.text(max_size=40))
 def test_every_key_that_passes_stays_below_the_folder(key: str) -> None:
-    if objects._KEY.fullmatch(key):
+    if objectkeys.KEY.fullmatch(key):
         assert os.path.normpath(f"/folder/{key}") == f"/folder/{key}"
 
 
@@ -166,6 +125,6 @@ def test_a_start_removes_what_a_crash_left_but_not_what_another_process_writes(t
 def test_a_url_names_the_store(tmp_path: Path) -> None:
     open_store(f"file:{tmp_path}").put("a", [b"x"])
     assert open_store(f"file://{tmp_path}").get("a") == b"x"
-    for url in ("", "file:", "s3://bucket", str(tmp_path)):
+    for url in ("", "file:", "gs://bucket", str(tmp_path)):
         with pytest.raises(ValueError, match="object store"):
             open_store(url)

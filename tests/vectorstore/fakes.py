@@ -107,11 +107,11 @@ class FailingStore(FolderStore):
 
     failure: Exception | None = None
 
-    def put(self, key: str, parts: Iterable[bytes]) -> None:
+    def put(self, key: str, parts: Iterable[bytes], *, new: bool = False) -> None:
         """Stores, or raises the failure."""
         if self.failure is not None:
             raise self.failure
-        super().put(key, parts)
+        super().put(key, parts, new=new)
 
 
 def caller(account: str = ACCOUNT, collections: tuple[str, ...] = ()) -> Caller:
