@@ -212,7 +212,7 @@ protos: setup ## Generate the stubs beside their .proto files
 
 UV_COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UV_ARGS)
-OTHER_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit --extra postgresql --extra gateway-valkey --extra tracing
+OTHER_EXTRAS := --extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit --extra postgresql --extra gateway-valkey --extra s3 --extra tracing
 RUN_EXTRAS := --extra gateway --extra keyvault --extra vectorstore --extra ingest --extra client
 
 # What the image of a service carries: its extra, the driver of PostgreSQL, and $(2).
@@ -232,8 +232,8 @@ lock: ## Resolve the locks again (needs uv; UV_ARGS=--upgrade to take newer rele
 	$(UV_COMPILE) requirements/kubectl.in --no-deps -o requirements/kubectl.txt
 	$(call lock-image,gateway,--extra gateway-valkey)
 	$(call lock-image,keyvault,--extra keyvault-aws --extra keyvault-pkcs11 --extra keyvault-transit)
-	$(call lock-image,vectorstore)
-	$(call lock-image,ingest)
+	$(call lock-image,vectorstore,--extra s3)
+	$(call lock-image,ingest,--extra s3)
 
 .PHONY: clean
 clean: ## Remove what the tools made; your data in ./data stays

@@ -96,7 +96,8 @@ class SeaweedFs:
         s3, master, volume, filer, *grpc = self._ports
         command = [str(Path(sys.executable).with_name("weed")), "server", f"-dir={self._folder}"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.port={s3}"]
-        command += [f"-s3.config={self._folder / 's3.json'}", "-volume.max=8"]
+        # Every bucket takes some of them.
+        command += [f"-s3.config={self._folder / 's3.json'}", "-volume.max=1000"]
         command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
         names = ("s3", "master", "volume", "filer")
         command += [f"-{name}.port.grpc={port}" for name, port in zip(names, grpc, strict=True)]

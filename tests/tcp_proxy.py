@@ -21,6 +21,7 @@ class TcpProxy:
         self._open = asyncio.Event()
         self._started = threading.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: set[asyncio.WriteTransport] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -37,9 +38,17 @@ class TcpProxy:
         """From now on nothing arrives, though connections stay and new ones are taken."""
         self._loop.call_soon_threadsafe(self._open.clear)
 
+    def cut(self) -> None:
+        """Ends every connection; new ones are taken."""
+        self._loop.call_soon_threadsafe(self._cut)
+
     def thaw(self) -> None:
         """Everything arrives, what was held back too."""
         self._loop.call_soon_threadsafe(self._open.set)
+
+    def _cut(self) -> None:
+        for transport in list(self._transports):
+            transport.abort()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -68,6 +77,8 @@ class TcpProxy:
             await self._open.wait()
             other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._target)
             ends.callback(other_writer.transport.abort)
+            self._transports.add(writer.transport)
+            ends.callback(self._transports.discard, writer.transport)
             copies = (self._copy(reader, other_writer), self._copy(other_reader, writer))
             async with asyncio.TaskGroup() as group:
                 for copy in copies:

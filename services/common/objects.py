@@ -35,7 +35,7 @@ class ObjectStore(Protocol):
     """Whole objects under keys such as `account/collection/object`. Methods block: off the event loop."""
 
     def claim(self, owner: str) -> None:
-        """Marks the place as its owner's. Raises ObjectsRefused if it is another's; a folder is its user's."""
+        """Marks the place as its owner's. Raises ObjectsRefused if it is another's."""
 
     def put(self, key: str, parts: Iterable[bytes], *, new: bool = False) -> None:
         """Stores the parts as one object, durably; replaces an earlier one.
@@ -83,13 +83,10 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             if new:
-                # Unlike a rename it does not replace.
-                path.hardlink_to(temp)
+                _link(temp, path)
             else:
                 temp.replace(path)
             _sync_up(path.parent, self._folder)
-        except FileExistsError:
-            raise AlreadyExists("there is such an object already", reason="OBJECT_EXISTS") from None
         except OSError as error:
             raise _storage_error(error) from error
         finally:
@@ -168,6 +165,14 @@ async def claimed(objects: ObjectStore, owner: str, unless: asyncio.Event) -> bo
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _link(temp: Path, path: Path) -> None:
+    # Unlike a rename it does not replace.
+    try:
+        path.hardlink_to(temp)
+    except FileExistsError:
+        raise AlreadyExists("there is such an object already", reason="OBJECT_EXISTS") from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 A put is whole or absent: one request, or a multipart upload that is completed at its end. `new` makes
 it conditional at the server (If-None-Match), so that of two writers one is refused and neither overwrites. An
-object that changes while it is read is a failure, never a mixture. Credentials come from a file or are found as
-AWS's SDK finds them; this module never sees plaintext.
+object that changes while it is read is a failure, never a mixture. Credentials come from a file or are found
+as AWS's SDK finds them; this module never sees plaintext.
 """
 
 from __future__ import annotations
@@ -99,12 +99,16 @@ class S3Store:
     def claim(self, owner: str) -> None:
         """Marks the place as its owner's; ObjectsRefused if it is marked as another's."""
         try:
-            self.put(_MARKER, [owner.encode()], new=True)
-        except AlreadyExists:
-            if self.get(_MARKER) != owner.encode():
-                raise ObjectsRefused(
-                    "the bucket's prefix is another database's; give each service of each installation its own"
-                ) from None
+            # Read first: servers say less of what is missing to whoever writes.
+            marked = self.get(_MARKER)
+        except NotFound:
+            with contextlib.suppress(AlreadyExists):
+                self.put(_MARKER, [owner.encode()], new=True)
+            marked = self.get(_MARKER)
+        if marked != owner.encode():
+            raise ObjectsRefused(
+                "the bucket's prefix is another database's; give each database one of its own"
+            )
 
     def put(self, key: str, parts: Iterable[bytes], *, new: bool = False) -> None:
         """Stores the parts as one object, durably; with `new` AlreadyExists where there is one."""

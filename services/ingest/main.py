@@ -30,7 +30,7 @@ from services.common.context import ContextVerifier
 from services.common.datakeys import DataKeys
 from services.common.errors import SealcombError
 from services.common.migration import add_migrate_option
-from services.common.objects import open_store
+from services.common.objects import claimed, open_store
 from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
@@ -109,7 +109,8 @@ async def serve(
         vectorstore = VectorstoreClient(vectorstore_channel)
         keys = DataKeys(keyvault, clock, settings.data_key_ttl_s)
         originals = Originals(objects, keys, store, clock)
-        await originals.resume_removals()
+        if await claimed(objects, store.database_id, unless=stopping):
+            await originals.resume_removals()
         identity = EmbedderIdentity(embedder.fingerprint, embedder.dimension)
         search = Search(vectorstore, pool, identity, reranker, clock)
         uploads = Uploads(

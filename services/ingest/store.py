@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from services.common.database import migrate, open_engine
+from services.common.database import database_id, migrate, open_engine
 from services.common.errors import ResourceExhausted, Unavailable
 from services.common.sealing import HEADER_BYTES, key_id_of
 from services.ingest.schema import INGESTIONS, ITEMS, REMOVALS, UNSETTLED
@@ -64,6 +64,11 @@ class Store:
         engine = open_engine(url)
         migrate(engine, "services.ingest")
         return cls(engine)
+
+    @property
+    def database_id(self) -> str:
+        """Names this database among all; its objects belong to it."""
+        return database_id(self._engine)
 
     def add_unsettled(self, row: Unsettled) -> None:
         """Remembers an original, durably, before it is written or its record deleted; once."""

@@ -17,7 +17,7 @@ from services.common import methods
 from services.common.clock import SystemClock
 from services.common.context import ContextVerifier
 from services.common.migration import add_migrate_option
-from services.common.objects import open_store
+from services.common.objects import claimed, open_store
 from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
 from services.common.rpc.authorization import rules_for
@@ -47,7 +47,8 @@ async def serve(settings: VectorstoreSettings) -> None:
     verifier = ContextVerifier.from_folder(methods.VECTORSTORE, settings.context_trust_dir, clock)
     channel = open_channel(settings.keyvault_address, methods.KEYVAULT, settings.tls)
     keyvault = KeyvaultClient(channel)
-    node = Node(settings.database_url, open_store(settings.objects_url), keyvault, clock, limits_of(settings))
+    objects = open_store(settings.objects_url)
+    node = Node(settings.database_url, objects, keyvault, clock, limits_of(settings))
     watch = asyncio.create_task(keyvault.watch(on_key_event(node), removes=True))
 
     edge = None
@@ -65,6 +66,7 @@ async def serve(settings: VectorstoreSettings) -> None:
         await tell_writability(server, node)
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
             await connected(channel, unless=stopping)
+            await claimed(objects, node.database_id, unless=stopping)
             await server.set_ready(True)
             _log.info("serving", port=server.port)
 

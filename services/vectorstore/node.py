@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from services.common.clock import Clock
-from services.common.database import migrate, open_engine
+from services.common.database import database_id, migrate, open_engine
 from services.common.datakeys import TTL_S, AgedKeyPeer, DataKeys, KeySource
 from services.common.objects import ObjectStore
 from services.vectorstore.catalog import Catalog, ResourceKeys
@@ -57,6 +57,8 @@ class Node:
     ) -> None:
         self._engine = open_engine(database_url)
         migrate(self._engine, "services.vectorstore")
+        # Names this database among all; its objects belong to it.
+        self.database_id = database_id(self._engine)
         self.store = Store(self._engine)
         self._objects = objects
         # Milliseconds each: openings, large seals, text analysis, SQL of a file.

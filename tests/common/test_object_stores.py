@@ -21,19 +21,25 @@ from tests.tcp_proxy import running_proxy
 MIB = 1024 * 1024
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bucket(seaweed: SeaweedFs) -> str:
-    """A bucket of the test's own."""
+    """One bucket, of which each test has a part."""
     return seaweed.make_bucket(f"b{secrets.token_hex(6)}")
 
 
+@pytest.fixture
+def part() -> str:
+    """A prefix of the test's own."""
+    return f"of/{secrets.token_hex(6)}"
+
+
 @pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path, part: str) -> ObjectStore:
     """An empty store of each kind in turn."""
     if request.param == "folder":
         return open_store(f"file:{tmp_path}/objects")
     server: SeaweedFs = request.getfixturevalue("seaweed")
-    return open_store(server.url(request.getfixturevalue("bucket"), "of/mine"))
+    return open_store(server.url(request.getfixturevalue("bucket"), part))
 
 
 def test_objects_are_put_replaced_listed_and_deleted(store: ObjectStore) -> None:
@@ -133,37 +139,40 @@ def test_no_key_leads_out_of_the_store(store: ObjectStore, key: str) -> None:
             act()
 
 
-def test_two_prefixes_of_a_bucket_are_two_stores(seaweed: SeaweedFs, bucket: str) -> None:
-    one, two = (open_store(seaweed.url(bucket, prefix)) for prefix in ("one", "two"))
+def test_two_prefixes_of_a_bucket_are_two_stores(seaweed: SeaweedFs, bucket: str, part: str) -> None:
+    one, two = (open_store(seaweed.url(bucket, f"{part}/{name}")) for name in ("one", "two"))
     one.put("a", [b"1"])
     assert two.list("") == []
     with pytest.raises(NotFound):
         two.get("a")
 
 
-def test_a_bucket_is_one_databases_and_says_so_to_any_other(seaweed: SeaweedFs, bucket: str) -> None:
+def test_a_bucket_is_one_databases_and_says_so_to_any_other(
+    seaweed: SeaweedFs, bucket: str, part: str
+) -> None:
     """Two installations on one bucket: the second does not start, and changes nothing."""
-    store = open_store(seaweed.url(bucket, "objects"))
+    store = open_store(seaweed.url(bucket, part))
     store.claim("first")
     store.claim("first")
     assert store.list("") == []
     with pytest.raises(ObjectsRefused, match="another database's"):
-        open_store(seaweed.url(bucket, "objects")).claim("second")
-    open_store(seaweed.url(bucket, "others")).claim("second")
+        open_store(seaweed.url(bucket, part)).claim("second")
+    open_store(seaweed.url(bucket, part + "/others")).claim("second")
 
 
 def test_a_missing_bucket_a_missing_permission_and_a_dead_server_have_names(
-    seaweed: SeaweedFs, bucket: str, tmp_path: Path
+    seaweed: SeaweedFs, bucket: str
 ) -> None:
-    gone = S3Store(Bucket("bucket-gone", endpoint="http://127.0.0.1:1"), timeout_s=1)
+    credentials = str(seaweed.credentials())
+    gone = S3Store(Bucket("gone", endpoint="http://127.0.0.1:1", credentials_file=credentials), timeout_s=1)
     cases = {
         "BUCKET_MISSING": open_store(seaweed.url("b-missing")),
-        "STORAGE_DENIED": open_store(seaweed.url(bucket, who=READER)),
+        "STORAGE_DENIED": open_store(seaweed.url(bucket, "unmarked", who=READER)),
         "STORAGE_FAILED": gone,
     }
     for reason, store in cases.items():
         with pytest.raises(Unavailable) as refused:
-            store.put("a", [b"x"])
+            store.claim("mine")
         assert refused.value.reason == reason
         assert bucket not in refused.value.message
 
@@ -185,22 +194,24 @@ async def test_a_service_waits_for_its_bucket_and_goes_on_by_itself(
     assert not await asyncio.wait_for(waiting, 60)
 
 
-def test_a_reading_that_is_cut_goes_on_where_it_was(seaweed: SeaweedFs, bucket: str) -> None:
+def test_a_reading_that_is_cut_goes_on_where_it_was(seaweed: SeaweedFs, bucket: str, part: str) -> None:
     content = secrets.token_bytes(12 * MIB)
-    open_store(seaweed.url(bucket)).put("large", [content])
+    open_store(seaweed.url(bucket, part)).put("large", [content])
     with running_proxy(seaweed.port) as proxy:
-        cut = open_store(seaweed.url(bucket).replace(f":{seaweed.port}", f":{proxy.port}"))
+        cut = open_store(seaweed.url(bucket, part).replace(f":{seaweed.port}", f":{proxy.port}"))
         reading = cut.stream("large")
         first = next(reading)
         proxy.cut()
         assert first + b"".join(reading) == content
 
 
-def test_an_object_that_changes_while_it_is_read_is_no_mixture(seaweed: SeaweedFs, bucket: str) -> None:
-    store = open_store(seaweed.url(bucket))
+def test_an_object_that_changes_while_it_is_read_is_no_mixture(
+    seaweed: SeaweedFs, bucket: str, part: str
+) -> None:
+    store = open_store(seaweed.url(bucket, part))
     store.put("large", [bytes(12 * MIB)])
     with running_proxy(seaweed.port) as proxy:
-        cut = open_store(seaweed.url(bucket).replace(f":{seaweed.port}", f":{proxy.port}"))
+        cut = open_store(seaweed.url(bucket, part).replace(f":{seaweed.port}", f":{proxy.port}"))
         reading = cut.stream("large")
         next(reading)
         store.put("large", [b"\1" * 12 * MIB])
