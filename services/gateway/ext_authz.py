@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -19,7 +20,7 @@ import structlog
 from prometheus_client import Counter
 
 from services.common.context import HEADER
-from services.common.errors import SealcombError, Unavailable
+from services.common.errors import FieldViolation, Kind, QuotaViolation, SealcombError, Unavailable
 from services.common.rpc.problem import (
     HTTP_STATUS,
     PROBLEM_HEADER,
@@ -42,6 +43,9 @@ _END = b"\r\n\r\n"
 _decisions = Counter("sealcomb_edge_decisions_total", "Decisions about calls at the edge", ["outcome"])
 _allowed = _decisions.labels("OK")
 
+# Different refusals whose answers are kept. An id of the form of Envoy's stands for that of a call in them.
+_ANSWERS_KEPT = 2048
+_SOME_ID = "request-id-of-the-call-goes-here-000"
 _PROBLEM_WANTED = PROBLEM_WANTED_HEADER.encode()
 
 
@@ -211,19 +215,54 @@ def _refuse(error: Exception, request: _Request) -> bytes:
         _log.error("decision failed", request_id=request.id, exc_info=error)
         error = Unavailable("the call could not be authorised; try again", retry_after_s=1.0)
     _decisions.labels(error.kind.name).inc()
+    # A flood is refused with few different answers, so that they are made once; the id is put in each.
+    if len(request.id) == len(_SOME_ID) and request.id.isascii():
+        template, is_binary = _template(
+            error.kind, error.message, error.reason, tuple(error.fields), tuple(error.quotas),
+            error.retry_after_s, request.wants_problem,
+        )  # fmt: skip
+        return _filled(template, is_binary, request.id)
+    return _filled(*_rendered(error, request.wants_problem, request.id), request.id)
+
+
+@lru_cache(_ANSWERS_KEPT)
+def _template(
+    kind: Kind,
+    message: str,
+    reason: str,
+    fields: tuple[FieldViolation, ...],
+    quotas: tuple[QuotaViolation, ...],
+    retry_after_s: float | None,
+    wants_problem: bool,
+) -> tuple[tuple[bytes, bytes, bytes], bool]:
+    error = SealcombError(message, reason=reason, fields=fields, quotas=quotas, retry_after_s=retry_after_s)
+    error.kind = kind
+    return _rendered(error, wants_problem, _SOME_ID)
+
+
+def _filled(template: tuple[bytes, bytes, bytes], is_binary: bool, request_id: str) -> bytes:
+    head, details, tail = template
+    details = details.replace(_SOME_ID.encode(), request_id.encode())
+    return head + (base64.b64encode(details).rstrip(b"=") if is_binary else details) + tail
+
+
+def _rendered(
+    error: SealcombError, wants_problem: bool, request_id: str
+) -> tuple[tuple[bytes, bytes, bytes], bool]:
+    """The answer before, in and after what has the request id, and whether that is sent in base64."""
     # The HTTP status is what Envoy acts upon; a gRPC client sees the gRPC status in the headers.
-    parts = [b"HTTP/1.1 %d refused" % HTTP_STATUS[error.kind]]
-    if request.wants_problem:
-        parts += [b"\r\n", PROBLEM_HEADER.encode(), b": ", problem_json(error, request.id).encode()]
-    else:
-        details = base64.b64encode(status_proto(error, request.id).SerializeToString()).rstrip(b"=")
-        parts += [
-            b"\r\ngrpc-status: ", str(error.kind.value).encode(),
-            b"\r\ngrpc-message: ", quote(error.message, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode(),
-            b"\r\ngrpc-status-details-bin: ", details,
-        ]  # fmt: skip
+    head = [b"HTTP/1.1 %d refused\r\n" % HTTP_STATUS[error.kind]]
     wait = retry_after(error)
     if wait is not None:
-        parts += [b"\r\nretry-after: ", wait.encode()]
-    parts.append(b"\r\ncontent-length: 0\r\n\r\n")
-    return b"".join(parts)
+        head += [b"retry-after: ", wait.encode(), b"\r\n"]
+    if wants_problem:
+        head += [PROBLEM_HEADER.encode(), b": "]
+        details = problem_json(error, request_id).encode()
+    else:
+        head += [
+            b"grpc-status: ", str(error.kind.value).encode(),
+            b"\r\ngrpc-message: ", quote(error.message, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~").encode(),
+            b"\r\ngrpc-status-details-bin: ",
+        ]  # fmt: skip
+        details = status_proto(error, request_id).SerializeToString()
+    return (b"".join(head), details, b"\r\ncontent-length: 0\r\n\r\n"), not wants_problem

@@ -1,32 +1,77 @@
-"""What other accounts' calls feel of an attack, beside how much that can be told on this machine."""
+"""What other accounts' calls feel of an attack, beside how much that can be told on this machine.
+
+Short times with and without the attack take turns, and each is compared with those beside it, so that
+what else the machine does meanwhile falls out. The calls that are measured come from a process of
+their own, which shares no interpreter with services or attackers.
+"""
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from services.standalone.pki import Installation
 from tests.gateway.load import Kind, Outcome, measured
 from tests.gateway.rig import Edge
 
-# Two times without an attack that differ by more say that ratios of times say nothing.
+# Times without an attack that differ by more say that ratios of times say nothing.
 _CONTROL_MAX = 1.5
-_SECONDS = 4.0
+_SECONDS, _ROUNDS = 2.0, 5
+# Until an attack is under way.
+_BEFORE_S = 0.4
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Processes that attack, behind everything else in line for a core; and one that is a neighbour."""
+
+    attackers: ProcessPoolExecutor
+    neighbour: ProcessPoolExecutor
+
+    def neighbours_calls(self, edge: Edge, kind: Kind, seconds: float) -> Future[Outcome]:
+        """What becomes of the neighbour's calls in so many seconds from now."""
+        return self.neighbour.submit(calls, edge.installation, edge.port, kind, seconds)
+
+
+@contextmanager
+def crew(attackers: int) -> Iterator[Crew]:
+    """So many attackers and a neighbour."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(attackers, mp_context=spawn, initializer=os.nice, initargs=(19,)) as attacking,
+        ProcessPoolExecutor(1, mp_context=spawn) as neighbour,
+    ):
+        yield Crew(attacking, neighbour)
+
+
+def calls(installation: Installation, port: int, kind: Kind, seconds: float) -> Outcome:
+    """So many seconds of calls, from the process that this runs in."""
+    nothing_behind: Any = None
+    return measured(Edge(Path(), installation, nothing_behind, port), kind, seconds)
 
 
 @dataclass(frozen=True)
 class Felt:
-    """What another account's calls felt, and what became of the attack."""
+    """What another account's calls felt, and what became of the attacks."""
 
     failed: int
     good: int
     # All calls that were made to measure it.
     calls: int
     p99_ratio: float
-    # The same ratio of two times without an attack.
+    # The same ratio of times without an attack.
     control: float
+    # How long it all took.
+    seconds: float
     attacks: list[Any]
 
     @property
@@ -44,29 +89,39 @@ class Felt:
         return f"{self.failed} of {self.good} failed, {times}"
 
 
-def feel(pool: ProcessPoolExecutor, edge: Edge, kind: Kind, attack: Callable[[], list[Future[Any]]]) -> Felt:
-    """Measures before, during and after an attack of more than four seconds."""
-    before = _beside_busy_cores(pool, edge, kind)
-    jobs = attack()
-    time.sleep(0.5)
-    during = measured(edge, kind, _SECONDS)
-    results = [job.result() for job in jobs]
-    after = _beside_busy_cores(pool, edge, kind)
-    low, high = sorted((before.quantile(0.99), after.quantile(0.99)))
+def feel(
+    crew: Crew, edge: Edge, kind: Kind, attack: Callable[[float], list[Future[Any]]], spinning: int = 2
+) -> Felt:
+    """Lets the neighbour call with and without the attack, in turn.
+
+    attack: begins one of so many seconds. spinning: how many attackers keep a core busy while there is
+    none, as the attack itself does.
+    """
+    began = time.monotonic()
+    quiet, during, attacks = [_beside_busy_cores(crew, edge, kind, spinning)], [], []
+    for _ in range(_ROUNDS):
+        jobs = attack(_SECONDS + 2 * _BEFORE_S)
+        time.sleep(_BEFORE_S)
+        during.append(crew.neighbours_calls(edge, kind, _SECONDS).result())
+        attacks += [job.result() for job in jobs]
+        quiet.append(_beside_busy_cores(crew, edge, kind, spinning))
+    calm, tense = ([one.quantile(0.99) for one in outcomes] for outcomes in (quiet, during))
+    pairs = list(itertools.pairwise(calm))
     return Felt(
-        during.failed,
-        during.good,
-        before.good + during.good + after.good,
-        during.quantile(0.99) / ((low + high) / 2),
-        high / low,
-        results,
+        sum(one.failed for one in during),
+        sum(one.good for one in during),
+        sum(one.good for one in quiet + during),
+        statistics.median(2 * one / sum(pair) for one, pair in zip(tense, pairs, strict=True)),
+        statistics.median(max(pair) / min(pair) for pair in pairs),
+        time.monotonic() - began,
+        attacks,
     )
 
 
-def _beside_busy_cores(pool: ProcessPoolExecutor, edge: Edge, kind: Kind) -> Outcome:
+def _beside_busy_cores(crew: Crew, edge: Edge, kind: Kind, spinning: int) -> Outcome:
     """What the calls take beside processes that are as busy as attackers, and leave the edge alone."""
-    jobs = [pool.submit(_spin, _SECONDS) for _ in range(2)]
-    outcome = measured(edge, kind, _SECONDS)
+    jobs = [crew.attackers.submit(_spin, _SECONDS) for _ in range(spinning)]
+    outcome = crew.neighbours_calls(edge, kind, _SECONDS).result()
     for job in jobs:
         job.result()
     return outcome

@@ -58,6 +58,8 @@ class Attacker:
     goaway: int | None = None
     sent_bytes: int = 0
     ended_streams: int = 0
+    # Streams that the edge has ended or reset.
+    over: set[int] = field(default_factory=set)
     encoder: hpack.Encoder = field(default_factory=hpack.Encoder)
     _buffer: bytes = b""
     _next_stream: int = 1
@@ -93,7 +95,7 @@ class Attacker:
             try:
                 count = self.tls.send(view[:65536])
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                select.select([self.tls] if read else [], [self.tls], [], 0.2)
+                self._ready(select.POLLOUT | (select.POLLIN if read else 0), 0.2)
                 continue
             except OSError:
                 self.closed = True
@@ -106,7 +108,7 @@ class Attacker:
         """Takes what comes until the connection has ended; whether it has."""
         deadline = time.monotonic() + timeout_s
         while not self.closed and (left_s := deadline - time.monotonic()) > 0:
-            select.select([self.tls], [], [], min(left_s, 0.2))
+            self._ready(select.POLLIN, min(left_s, 0.2))
             self.take()
         return self.closed
 
@@ -114,8 +116,12 @@ class Attacker:
         """Takes what comes until a frame of this kind did."""
         deadline = time.monotonic() + timeout_s
         while not self.closed and not self.received[kind] and time.monotonic() < deadline:
-            select.select([self.tls], [], [], 0.2)
-            self.take()
+            self.wait_some(0.2)
+
+    def wait_some(self, timeout_s: float) -> None:
+        """Takes what comes within so many seconds, once something does."""
+        self._ready(select.POLLIN, timeout_s)
+        self.take()
 
     def sync(self, timeout_s: float = 10.0) -> bool:
         """Waits until all that was sent is processed, by a PING; False if the connection has ended."""
@@ -123,8 +129,7 @@ class Attacker:
         self.send(frame(PING, 0, 0, bytes(8)))
         deadline = time.monotonic() + timeout_s
         while not self.closed and self.received[-PING] < self._pings and time.monotonic() < deadline:
-            select.select([self.tls], [], [], 0.2)
-            self.take()
+            self.wait_some(0.2)
         return not self.closed and self.goaway is None
 
     def take(self) -> None:
@@ -142,20 +147,29 @@ class Attacker:
             self._buffer += data
             self._count()
 
+    def _ready(self, events: int, timeout_s: float) -> None:
+        # Not `select`, which knows no socket above the thousandth.
+        poll = select.poll()
+        poll.register(self.tls, events)
+        poll.poll(timeout_s * 1000)
+
     def _count(self) -> None:
         while len(self._buffer) >= 9:
             length = int.from_bytes(self._buffer[:3], "big")
             if len(self._buffer) < 9 + length:
                 return
             kind, flags = self._buffer[3], self._buffer[4]
+            stream = int.from_bytes(self._buffer[5:9], "big")
             payload, self._buffer = self._buffer[9 : 9 + length], self._buffer[9 + length :]
             self.received[kind] += 1
             if kind in (DATA, HEADERS) and flags & END_STREAM:
                 self.ended_streams += 1
+                self.over.add(stream)
             if kind == PING and flags & ACK:
                 self.received[-PING] += 1
             elif kind == RST_STREAM:
                 self.resets[int.from_bytes(payload, "big")] += 1
+                self.over.add(stream)
             elif kind == GOAWAY and self.goaway in (None, 0):
                 self.goaway = int.from_bytes(payload[4:8], "big")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import stat
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -109,6 +111,27 @@ async def test_a_rate_refusal_carries_retry_info_and_retry_after(policy: Policy,
     retry = error_details_pb2.RetryInfo()
     assert any(detail.Unpack(retry) for detail in status_of(second[1]).details)
     assert retry.retry_delay.ToMilliseconds() == 2000
+
+
+async def test_each_refusal_has_its_own_request_id_though_the_rest_is_the_same(
+    policy: Policy, socket_path: Path
+) -> None:
+    account, _ = await policy.new_account()
+    _, token = await policy.new_token(account, "read")
+    path = "/sealcomb.v1.VectorService/Upsert"
+    ids = [str(uuid.uuid4()), str(uuid.uuid4()), "of another form"]
+    for more in ((), ("sealcomb-problem-wanted: POST",)):
+        sent = [request(path, token, f"x-request-id: {one}", *more) for one in ids]
+        answers = await ask(socket_path, *sent)
+        for wanted, (code, headers) in zip(ids, answers, strict=True):
+            assert code == 403
+            if more:
+                told = json.loads(headers["sealcomb-problem"])
+                assert (told["request_id"], told["reason"]) == (wanted, "SCOPE_MISSING")
+            else:
+                info = error_details_pb2.ErrorInfo()
+                assert status_of(headers).details[0].Unpack(info)
+                assert (info.metadata["request_id"], info.reason) == (wanted, "SCOPE_MISSING")
 
 
 async def test_requests_in_one_segment_or_byte_by_byte_are_all_answered(

@@ -49,7 +49,7 @@ def weakened(edge: Edge, weaken: Callable[[Json], None]) -> Iterator[Edge]:
     )
     twin = Edge(edge.folder, edge.installation, edge.backends, port, edge.settings, http_port=http_port)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while twin.health() != "SERVING":
             assert process.poll() is None
             assert time.monotonic() < deadline
