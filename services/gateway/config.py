@@ -49,7 +49,7 @@ class GatewaySettings(ServiceSettings):
     # Limits of an account that has none of its own.
     calls_per_second: float = Field(default=200.0, gt=0, le=1_000_000)
     burst: int = Field(default=400, ge=1, le=1_000_000)
-    # Calls that one replica of a service may have under way for such an account.
+    # Calls that a service may have under way for such an account, in all of its replicas together.
     calls_in_flight: int = Field(default=256, ge=1, le=1_000_000)
     # The part of its account's limits that one token may use.
     token_share: float = Field(default=1.0, gt=0, le=1)

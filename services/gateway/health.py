@@ -13,6 +13,8 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.gateway.envoy.admin import AdminUnreachable
+
 _log = structlog.get_logger("health")
 _PERIOD_S = 1.0
 _TIMEOUT_S = 1.0
@@ -25,12 +27,14 @@ class HealthPoller:
         self,
         channels: Mapping[str, grpc.aio.Channel],
         set_ready: Callable[[bool], Awaitable[None]],
-        edge_reaches_all: Callable[[], bool],
+        healthy_replicas: Callable[[], Mapping[str, int]],
+        note_replicas: Callable[[Mapping[str, int]], None] = lambda _healthy: None,
     ) -> None:
         self._stubs = {service: health_pb2_grpc.HealthStub(channel) for service, channel in channels.items()}
         self._set_ready = set_ready
         # Blocking: Envoy makes up its own mind about who is healthy, and its first calls would fail before.
-        self._edge_reaches_all = edge_reaches_all
+        self._healthy_replicas = healthy_replicas
+        self._note_replicas = note_replicas
         self._down: frozenset[str] | None = None
 
     async def run(self) -> None:
@@ -43,7 +47,7 @@ class HealthPoller:
         """Asks all services once."""
         answers = await asyncio.gather(*(self._serves(stub) for stub in self._stubs.values()))
         down = frozenset(service for service, serves in zip(self._stubs, answers, strict=True) if not serves)
-        if not down and not await asyncio.to_thread(self._edge_reaches_all):
+        if not await self._edge_reaches_all() and not down:
             down = frozenset({"edge"})
         if down == self._down:
             return
@@ -51,6 +55,14 @@ class HealthPoller:
             _log.warning("service is not serving", peer=service)
         self._down = down
         await self._set_ready(not down)
+
+    async def _edge_reaches_all(self) -> bool:
+        try:
+            healthy = await asyncio.to_thread(self._healthy_replicas)
+        except AdminUnreachable:
+            return False
+        self._note_replicas(healthy)
+        return bool(healthy) and all(number > 0 for number in healthy.values())
 
     async def _serves(self, stub: health_pb2_grpc.HealthStub) -> bool:
         try:

@@ -56,6 +56,7 @@ from services.gateway.reflection import (
     public_descriptors,
     server_stream_methods,
 )
+from services.gateway.replicas import Replicas
 from services.gateway.servicers import AccountServicer, EdgeServicer, TokenServicer
 from services.gateway.sessions import Defaults, Sessions
 from services.gateway.standing import Standing
@@ -132,7 +133,6 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     }
     keyvault = KeyvaultClient(channels[KEYVAULT])
 
-    mint = ContextMint(signer, clock)
     profiles = Profiles(DataKeys(keyvault, clock, settings.data_key_ttl_s))
     meters = Meters(store.usage(), clock)
     defaults = Defaults(
@@ -141,6 +141,8 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     shared = shared_buckets(settings, clock)
     if shared is not None:
         await shared.beat()
+    replicas = Replicas((lambda: shared.replicas) if shared is not None else lambda: 1)
+    mint = ContextMint(signer, clock, replicas)
     account_buckets, token_buckets = shared or BucketTable(clock), shared or BucketTable(clock)
     sessions = Sessions(store, profiles, mint, clock, defaults, account_buckets, token_buckets, meters)
     pages = page_key(pepper)
@@ -183,8 +185,9 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     policy = ExtAuthzServer(authorizer, plan.policy_socket)
     await policy.start()
     envoy = EnvoySupervisor(plan, settings.envoy_workers, envoy_binary())
-    reaches_all = EnvoyAdmin(plan.admin_socket).reaches_all
-    health = asyncio.create_task(HealthPoller(channels, server.set_ready, reaches_all).run())
+    admin = EnvoyAdmin(plan.admin_socket)
+    poller = HealthPoller(channels, server.set_ready, admin.healthy_replicas, replicas.note)
+    health = asyncio.create_task(poller.run())
     background = [
         asyncio.create_task(work)
         for work in (
@@ -200,7 +203,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
     try:
         await envoy.prepare()
         envoy.start()
-        REGISTRY.register(EnvoyCollector(EnvoyAdmin(plan.admin_socket)))
+        REGISTRY.register(EnvoyCollector(admin))
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
             _log.info("gateway started", port=server.port)
             await stop.wait()

@@ -37,6 +37,7 @@ from services.gateway.limits import LimitChange
 from services.gateway.operator import replace_operator_token
 from services.gateway.positions import page_key
 from services.gateway.profiles import Profiles
+from services.gateway.replicas import Replicas
 from services.gateway.sessions import Defaults, Sessions
 from services.gateway.store import GatewayStore
 from services.gateway.tokens import Pepper
@@ -131,7 +132,8 @@ class Policy:
         self.pepper = Pepper(bytes(range(32)))
         self.keyvault = FakeKeyvault()
         key = Ed25519PrivateKey.generate()
-        self.mint = ContextMint(ContextSigner(key), self.clock)
+        self.replicas = Replicas()
+        self.mint = ContextMint(ContextSigner(key), self.clock, self.replicas)
         self.verifier = ContextVerifier("vectorstore", {"gateway": key.public_key()}, self.clock)
         self.profiles = Profiles(DataKeys(self.keyvault, self.clock))
         self.meters = Meters(self.store.usage(), self.clock)

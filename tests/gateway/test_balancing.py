@@ -10,9 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from services.common.methods import INGEST, VECTORSTORE
+from services.gateway.envoy.admin import EnvoyAdmin
 from services.gateway.envoy.balancing import COLLECTION_HEADER
 from services.standalone.pki import ensure_installation
 from tests.gateway.load import QUERY, Kind, Outcome, load
@@ -98,6 +100,39 @@ def test_calls_that_any_replica_may_answer_spread(edge: Edge, token: str) -> Non
     with load(edge, Kind(token, SEARCH, callers=8)) as outcome:
         wait_for(lambda: len(outcome.answers) == 2 and outcome.good > 50)
     assert not outcome.failures, outcome.details
+
+
+@pytest.mark.parametrize(("bound", "under_way"), [(12, 12), (36, 36)])
+def test_an_accounts_calls_under_way_are_bounded_over_all_replicas(
+    edge: Edge, bound: int, under_way: int
+) -> None:
+    """B8, B11: three replicas, which know nothing of one another, each have a third of the bound.
+
+    Three times the bound is its twin: as many would be let in if each replica kept all of it.
+    """
+    admin = EnvoyAdmin(edge.run_dir / "admin.sock")
+    wait_for(lambda: admin.healthy_replicas()["vectorstore"] == 3)
+    # The policy process looks every second.
+    time.sleep(2.5)
+    token = edge.create_account(calls_in_flight=bound).token
+    calls = 120
+    with edge.channel() as channel:
+        method: Any = channel.unary_unary(QUERY)
+        sent = [
+            method.future(
+                b"s60000", metadata=(*bearer(token), (COLLECTION_HEADER, f"{number:04x}")), timeout=60
+            )
+            for number in range(calls)
+        ]
+        # Some connections of HTTP/2 have room for a hundred at once; the rest wait their turn.
+        wait_for(lambda: sum(one.done() for one in sent) >= calls - under_way)
+        time.sleep(0.5)
+        refused = [one for one in sent if one.done()]
+        assert {one.code() for one in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all("calls are under way" in one.details() for one in refused)
+        assert len(refused) == calls - under_way
+        for one in sent:
+            one.cancel()
 
 
 def test_replicas_come_and_go_without_a_failed_call(edge: Edge, token: str, stores: list[Replica]) -> None:

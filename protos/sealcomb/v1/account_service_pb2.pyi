@@ -35,7 +35,7 @@ class Limits(_message.Message):
     burst: _builtins.int
     """Capacity of the account's token bucket, in calls."""
     calls_in_flight: _builtins.int
-    """Calls that one replica of a service may have under way for the account."""
+    """Calls that a service may have under way for the account, in all of its replicas together."""
     @_builtins.property
     def per_day(self) -> Global___Quota: ...
     @_builtins.property

@@ -1,6 +1,6 @@
 """The calls that each account has under way in one server, and the bound on them.
 
-The bound is in the context, as the gateway knows it; each replica of a service keeps it for itself.
+The bound is in the context: the part of the account's that the gateway gives to each replica of a service.
 Only the edge's calls count, so a call that a service makes for another is not counted twice.
 """
 

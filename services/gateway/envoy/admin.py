@@ -43,14 +43,14 @@ class EnvoyAdmin:
         except (ValueError, KeyError, TypeError):
             raise AdminUnreachable("an answer of another form") from None
 
-    def reaches_all(self) -> bool:
-        """Whether Envoy's own checks found a healthy replica of every service; not while it is silent."""
+    def healthy_replicas(self) -> dict[str, int]:
+        """How many replicas of each service its own checks found healthy. Raises AdminUnreachable."""
+        answer = self._ask("GET", "/stats?format=json&filter=membership_healthy")
         try:
-            answer = self._ask("GET", "/stats?format=json&filter=membership_healthy")
-            healthy = [one["value"] for one in json.loads(answer)["stats"] if "name" in one]
-            return bool(healthy) and all(number > 0 for number in healthy)
-        except (AdminUnreachable, ValueError, KeyError, TypeError):
-            return False
+            found = [(one["name"], int(one["value"])) for one in json.loads(answer)["stats"] if "name" in one]
+            return {name.split(".")[1]: value for name, value in found}
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise AdminUnreachable("an answer of another form") from None
 
     def metrics(self) -> str:
         """What it counts, in the text format of Prometheus. Raises AdminUnreachable."""
