@@ -2,7 +2,7 @@
 
 A span says which method of which service was called, how long it took, how it ended and under which
 request id: never a name, an account, an address, a token or an exception's text. The trace begins
-at the first service behind the edge; what a client sends as `traceparent` does not get that far.
+with the edge's decision about the call; what a client sends as `traceparent` does not get that far.
 """
 
 from __future__ import annotations
@@ -103,6 +103,14 @@ def traced(path: str, request_id: str, parent: str) -> Iterator[None]:
         # A stream may be ended in another context than the one it began in.
         if _open.get() is mine:
             _open.set(None)
+
+
+def begun(path: str, request_id: str) -> Span | None:
+    """A span that begins a trace, for who passes its place on by hand; None while none are made."""
+    if _state.tracer is None:
+        return None
+    service, _, method = path.lstrip("/").partition("/")
+    return _state.tracer.start(service, method, request_id, "")
 
 
 def say_code(code: str) -> None:

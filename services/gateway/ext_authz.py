@@ -19,8 +19,10 @@ from urllib.parse import quote
 import structlog
 from prometheus_client import Counter
 
+from services.common import tracing
 from services.common.context import HEADER
 from services.common.errors import FieldViolation, Kind, QuotaViolation, SealcombError, Unavailable
+from services.common.methods import EDGE_METHODS
 from services.common.rpc.problem import (
     HTTP_STATUS,
     PROBLEM_HEADER,
@@ -29,6 +31,7 @@ from services.common.rpc.problem import (
     retry_after,
 )
 from services.common.rpc.status import status_proto
+from services.common.tracing import TRACE_HEADER, Span
 from services.gateway.authorizer import Authorizer
 from services.gateway.sessions import Grant
 
@@ -38,6 +41,7 @@ DECIDE_S = 0.8
 _log = structlog.get_logger("ext_authz")
 _REQUEST_BYTES_MAX = 64 * 1024
 _CONNECTIONS_MAX = 4096
+_OK = b"HTTP/1.1 200 OK\r\n"
 _END = b"\r\n\r\n"
 
 _decisions = Counter("sealcomb_edge_decisions_total", "Decisions about calls at the edge", ["outcome"])
@@ -112,26 +116,29 @@ class ExtAuthz(asyncio.Protocol):
         request = _Request(
             headers.get(b"x-request-id", b"").decode("latin-1")[:64], _PROBLEM_WANTED in headers
         )
+        # Its name is the method's, so only a listed one has a span.
+        span = tracing.begun(path, request.id) if path in EDGE_METHODS else None
         try:
             grant = self._authorizer.admit(path, authorization, address)
         except Exception as error:  # noqa: BLE001  (whatever it is, the call is refused)
-            self._write(_refuse(error, request))
+            self._write(_refuse(error, request, span))
             return
         if grant is not None:
-            self._write(_allow(grant))
+            self._write(_allow(grant, span))
             return
         self._pending = asyncio.get_running_loop().create_task(
-            self._decide_slowly(path, authorization, address, request)
+            self._decide_slowly(path, authorization, address, request, span)
         )
 
     async def _decide_slowly(
-        self, path: str, authorization: bytes | None, address: str, request: _Request
+        self, path: str, authorization: bytes | None, address: str, request: _Request, span: Span | None
     ) -> None:
         try:
             async with asyncio.timeout(DECIDE_S):
-                answer = _allow(await self._authorizer.admit_slowly(path, authorization, address))
+                grant = await self._authorizer.admit_slowly(path, authorization, address)
+            answer = _allow(grant, span)
         except Exception as error:  # noqa: BLE001  (as above)
-            answer = _refuse(error, request)
+            answer = _refuse(error, request, span)
         self._pending = None
         self._write(answer)
         if self._buffer:
@@ -201,20 +208,26 @@ def _parse(head: bytes) -> tuple[str, dict[bytes, bytes]]:
     return request_line[1].decode("latin-1"), headers
 
 
-def _allow(grant: Grant) -> bytes:
+def _allow(grant: Grant, span: Span | None) -> bytes:
     _allowed.inc()
     if not grant.rendered:
         account = f"{ACCOUNT_HEADER}: {grant.account}\r\n" if grant.account else ""
-        text = f"HTTP/1.1 200 OK\r\n{HEADER}: {grant.context}\r\n{account}content-length: 0\r\n\r\n"
-        grant.rendered = text.encode("ascii")
-    return grant.rendered
+        grant.rendered = f"{HEADER}: {grant.context}\r\n{account}content-length: 0\r\n\r\n".encode("ascii")
+    if span is None:
+        return _OK + grant.rendered
+    # What the service does for the call is a part of the trace that begins here.
+    place = f"{TRACE_HEADER}: {span.header}\r\n".encode("ascii")
+    span.end("OK")
+    return _OK + place + grant.rendered
 
 
-def _refuse(error: Exception, request: _Request) -> bytes:
+def _refuse(error: Exception, request: _Request, span: Span | None) -> bytes:
     if not isinstance(error, SealcombError):
         _log.error("decision failed", request_id=request.id, exc_info=error)
         error = Unavailable("the call could not be authorised; try again", retry_after_s=1.0)
     _decisions.labels(error.kind.name).inc()
+    if span is not None:
+        span.end(error.kind.name)
     # A flood is refused with few different answers, so that they are made once; the id is put in each.
     if len(request.id) == len(_SOME_ID) and request.id.isascii():
         template, is_binary = _template(

@@ -65,7 +65,7 @@ def slow(folder: Path, crew: Crew) -> Iterator[Row]:
                 if known:
                     figure += f" after {known[0]:.1f} to {known[-1]:.1f} s"
                 figure += f"; neighbour {failed} of {calls:,} failed"
-                ok = len(known) == len(ends) and known[-1] < limit_s + 3 and not failed
+                ok = len(known) == len(ends) and known[-1] < limit_s + 5 and not failed
                 bound = f"{limit_s:g} s{'' if short else f' (runs with {kind.limit_s:g})'}, 0 failed"
                 stay = f"{kept[index].count(None)} of {len(kept[index])} stay 20 s"
                 yield Row(kind.row, kind.name, figure, bound, stay, ok)

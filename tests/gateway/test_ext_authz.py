@@ -17,11 +17,14 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from structlog.testing import capture_logs
 
+from services.common import tracing
 from services.gateway.ext_authz import ExtAuthzServer
 from services.gateway.limits import LimitChange
+from tests.common.collector import collecting
 from tests.gateway.fakes import Policy
 
 READ = "/sealcomb.v1.VectorService/Query"
+FOREIGN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
@@ -223,3 +226,45 @@ async def test_stopping_closes_connections_and_removes_the_socket(policy: Policy
         assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
     assert not path.exists()
+
+
+async def test_a_trace_begins_with_the_decision_whatever_it_is(policy: Policy, socket_path: Path) -> None:
+    """B3: the span has the method, the request id and the outcome; the service is told its place."""
+    account, token = await policy.new_account()
+    _, narrow = await policy.new_token(account, "read", collections=("honey",))
+    write = "/sealcomb.v1.VectorService/Upsert"
+    with collecting() as collector:
+        with tracing.sending_traces("gateway", collector.endpoint):
+            sent = [
+                request(READ, token, "x-request-id: r-1", f"traceparent: {FOREIGN}"),
+                request(READ, narrow, "x-request-id: r-2"),
+                request(write, narrow, "x-request-id: r-3"),
+                request("/sealcomb.v1.VectorService/NoSuch", token, "x-request-id: r-4"),
+            ]
+            answers = await ask(socket_path, *sent, answers=4)
+        found = {
+            fields["sealcomb.request_id"]: (span, fields)
+            for _, span in collector.spans
+            if (fields := {one.key: one.value.string_value for one in span.attributes})
+        }
+    assert [code for code, _ in answers] == [200, 200, 403, 403]
+    assert found.keys() == {"r-1", "r-2", "r-3"}
+    assert [found[one][1]["rpc.grpc.status_code"] for one in sorted(found)] == [
+        "OK",
+        "OK",
+        "PERMISSION_DENIED",
+    ]
+    for one, (_, headers) in zip(("r-1", "r-2"), answers, strict=False):
+        span = found[one][0]
+        assert headers["traceparent"].startswith(f"00-{span.trace_id.hex()}-{span.span_id.hex()}-")
+        assert not span.parent_span_id
+    assert not any(token.encode() in body or account.encode() in body for body in collector.requests)
+    assert "traceparent" not in answers[2][1]
+
+
+async def test_without_a_collector_no_call_carries_a_place_in_a_trace(
+    policy: Policy, socket_path: Path
+) -> None:
+    _, token = await policy.new_account()
+    ((code, headers),) = await ask(socket_path, request(READ, token, f"traceparent: {FOREIGN}"))
+    assert (code, "traceparent" in headers) == (200, False)

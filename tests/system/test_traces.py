@@ -44,11 +44,14 @@ def test_a_search_is_one_trace_of_listed_attributes(tmp_path: Path) -> None:
             )
             _search_with_a_traceparent(installation, account)
             end = time.monotonic() + 30
-            wanted = {"sealcomb-ingest", "sealcomb-vectorstore"}
+            wanted = {"sealcomb-gateway", "sealcomb-ingest", "sealcomb-vectorstore"}
             while not wanted <= _services_of_the_search(collector) and time.monotonic() < end:
                 time.sleep(0.2)
             assert wanted <= _services_of_the_search(collector)
             canaries.text("token", account.connection.token)
+        # It begins at the edge.
+        (first,) = (one for service, one in collector.spans if one.name == _SEARCH and not one.parent_span_id)
+        assert first in [one for service, one in collector.spans if service == "sealcomb-gateway"]
         assert bytes.fromhex(_FOREIGN.split("-")[1]) not in {span.trace_id for _, span in collector.spans}
         assert not any(account.id.encode() in body for body in collector.requests)
         # The twin: what is planted is seen.

@@ -15,6 +15,7 @@ from services.common.errors import (
 from services.common.methods import EDGE_METHODS, GATEWAY, HEALTH_METHODS, PublicMethod
 from services.common.rpc.problem import PROBLEM_HEADER, PROBLEM_WANTED_HEADER
 from services.common.rpc.status import status_proto
+from services.common.tracing import TRACE_HEADER
 from services.gateway.envoy.access_log import access_log
 from services.gateway.envoy.balancing import (
     COLLECTION_CHARACTERS,
@@ -202,7 +203,7 @@ def _ext_authz(plan: EdgePlan) -> Json:
         "http_service": {
             "server_uri": {"uri": "http://policy", "cluster": POLICY_CLUSTER, "timeout": "1s"},
             "authorization_response": {
-                "allowed_upstream_headers": _exact(HEADER, ACCOUNT_HEADER),
+                "allowed_upstream_headers": _exact(HEADER, ACCOUNT_HEADER, TRACE_HEADER),
                 "allowed_client_headers": _exact(
                     "grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after", PROBLEM_HEADER
                 ),
