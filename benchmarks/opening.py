@@ -33,7 +33,7 @@ async def measure(folder: Path, rows: int, dimension: int) -> tuple[float, float
     node = open_node(folder, FakeKeyvault())
     space = Space(node)
     await space.make(dimension=dimension)
-    await _fill(space, rows, dimension)
+    await fill(space, rows, dimension)
     opened, unsealed = [], []
     for _ in range(_ROUNDS):
         use = await space.use()
@@ -51,7 +51,8 @@ async def measure(folder: Path, rows: int, dimension: int) -> tuple[float, float
     return statistics.median(opened), statistics.median(unsealed)
 
 
-async def _fill(space: Space, rows: int, dimension: int) -> None:
+async def fill(space: Space, rows: int, dimension: int) -> None:
+    """Writes rows, builds their graph and a snapshot of both."""
     use, everything = await space.use(), vectors(rows, dimension, 1)
     for start in range(0, rows, _BATCH):
         ids = [str(place) for place in range(start, min(start + _BATCH, rows))]
