@@ -119,6 +119,11 @@ attack-keys: setup ## Attack keyvault's door, policy, database, log and format; 
 	./scripts/install-test-packages.sh
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.attacks.keys
 
+.PHONY: faults
+faults: setup ## Kill, stop and cut off services, fill the disk, fail PostgreSQL, all under load; one table (root; ~8 min)
+	./scripts/install-test-packages.sh
+	GRPC_VERBOSITY=NONE unshare --net sh -c 'ip link set lo up && exec $(BIN)/python -m tests.faults.whole'
+
 .PHONY: faults-vectors
 faults-vectors: setup ## Kill a vectorstore and fail its disk at every durable system call; one table (root; ~25 min)
 	./scripts/install-test-packages.sh

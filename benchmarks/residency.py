@@ -1,8 +1,8 @@
 """Many accounts on one node with memory for few: queries cold and warm, memory, who waits for an opening.
 
 In one process with keyvault's twin, so that what is timed is the vectorstore itself. Each account has one
-collection. Queries go to accounts at random; nearly all find theirs closed. Then one large collection is opened while the
-event loop's turns, and queries of another collection, are timed.
+collection. Queries go to accounts at random; nearly all find theirs closed. Then one large collection is
+opened while the event loop's turns, and queries of another collection, are timed.
 
     python -m benchmarks.residency [--accounts 10,100,1000] [--memory-for 500] [--rows 100] [--large 100000]
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -67,6 +68,22 @@ class Postgres:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(60)
 
+    def kill(self) -> None:
+        """Kills the server and all of its processes at once."""
+        assert self._process is not None
+        for pid in [*_children(self._process.pid), self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(60)
+
+    def cut(self) -> None:
+        """Ends every connection to the server."""
+        address = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "sealcomb", "-d", "postgres")
+        ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        subprocess.run(
+            [str(_BINARIES / "psql"), *address, "-qAtc", ends], check=True, timeout=60, capture_output=True
+        )
+
     def make_database(self, name: str) -> str:
         """A new empty database on this server; its URL."""
         address = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "sealcomb")
@@ -83,6 +100,10 @@ def running_postgres(folder: Path) -> Iterator[Postgres]:
         yield server
     finally:
         server.stop()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _run(program: str, *arguments: str) -> None:

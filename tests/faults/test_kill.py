@@ -9,83 +9,27 @@ from __future__ import annotations
 import io
 import os
 import random
-import secrets
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from sealcomb.v1.vector_service_pb2 import Point
-from sealcomb_client import ApiError, Client
-from sealcomb_client.content import point
-from tests.system.installation import SERVICES, Account, Installation, command_line, running
+from tests.faults.load import (
+    BATCH,
+    DIMENSION,
+    VICTIMS,
+    Written,
+    points_of,
+    victim_pid,
+    write_documents,
+    write_points,
+)
+from tests.system.installation import Account, Installation, running
 
 KILLS = 50
 WITHIN_S = 150.0
-DIMENSION = 16
-BATCH = 20
-VICTIMS = (*SERVICES, "envoy")
-
-
-@dataclass
-class Written:
-    """What the writers tried and what was acknowledged."""
-
-    documents: dict[str, tuple[str, bytes]] = field(default_factory=dict)
-    batches_tried: list[str] = field(default_factory=list)
-    batches_done: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-
-def write_documents(account: Account, stop: threading.Event, written: Written) -> None:
-    """Uploads documents of three passages or so, each with a word of its own in every passage."""
-    with Client(account.connection) as client:
-        while not stop.is_set():
-            word = "zq" + "".join(secrets.choice("bcdfghjklmnprtvz") for _ in range(14))
-            body = "\n\n".join(f"{word} part {n}. " + "The seal holds. " * 40 for n in range(3)).encode()
-            try:
-                document = client.documents.upload("texts", body, name=f"{word}.txt", timeout_s=30)
-            except ApiError as error:
-                written.failures.append(str(error))
-                continue
-            written.documents[document.id] = (word, body)
-
-
-def write_points(account: Account, stop: threading.Event, written: Written) -> None:
-    """Upserts batches whose points have ids of their own."""
-    with Client(account.connection) as client:
-        while not stop.is_set():
-            batch = secrets.token_hex(6)
-            written.batches_tried.append(batch)
-            try:
-                client.points.upsert("vectors", points_of(batch), timeout_s=30)
-            except ApiError as error:
-                written.failures.append(str(error))
-                continue
-            written.batches_done.append(batch)
-            time.sleep(0.01)
-
-
-def points_of(batch: str) -> list[Point]:
-    chance = random.Random(batch)
-    return [
-        point(f"{batch}-{n}", [chance.uniform(-1, 1) for _ in range(DIMENSION)], metadata={"batch": batch})
-        for n in range(BATCH)
-    ]
-
-
-def victim_pid(installation: Installation, victim: str) -> int:
-    if victim != "envoy":
-        return installation.pid_of(victim)
-    for pid in installation.pids():
-        # Read once: the process may end at any moment.
-        if Path(next(iter(command_line(pid)), "")).name.startswith("envoy"):
-            return pid
-    return 0
 
 
 def kill_often(installation: Installation) -> dict[str, int]:

@@ -63,14 +63,14 @@ class Oracle:
     def __init__(self, rig: Rig, only: str = "") -> None:
         self.rig = rig
         # Looks at one collection alone, where others write beside.
-        self._only = only
+        self.only = only
         self.possible: list[State] = [{}]
         self.acknowledged = 0
         self.refusals: list[str] = []
 
     def copy(self) -> Oracle:
         """The same, to go on from here more than once."""
-        twin = Oracle(self.rig, self._only)
+        twin = Oracle(self.rig, self.only)
         twin.possible = [dict(state) for state in self.possible]
         return twin
 
@@ -119,6 +119,16 @@ class Oracle:
         self.acknowledged += 1
         return True
 
+    async def settle(self) -> bool:
+        """Learns which of the possible states is there; False while nothing answers."""
+        try:
+            seen = await self.read()
+        except grpc.aio.AioRpcError:
+            return False
+        # What is there need not stay: a commit that failed at its last step may yet be found.
+        self.possible = [seen, *(state for state in self.possible if state != seen)][:2]
+        return seen in self.possible[:1]
+
     async def compare(self) -> Verdict:
         """What is there against what may be; what is in doubt is settled by it."""
         end = asyncio.get_running_loop().time() + _SETTLED_WITHIN_S
@@ -153,7 +163,7 @@ class Oracle:
         )
         seen: State = {}
         for collection in listed.collections:
-            if self._only not in ("", collection.name):
+            if self.only not in ("", collection.name):
                 continue
             try:
                 seen[collection.name] = await self._points(collection.name)

@@ -1,0 +1,1 @@
+"""Faults of a whole installation and of what it stands on."""
