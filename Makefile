@@ -119,6 +119,10 @@ attack-keys: setup ## Attack keyvault's door, policy, database, log and format; 
 	./scripts/install-test-packages.sh
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.attacks.keys
 
+.PHONY: attack-tenants
+attack-tenants: setup ## Ask 50 accounts with near-identical vectors a million times under churn: foreign ids, and the twin's
+	$(BIN)/python -m tests.attacks.tenants
+
 .PHONY: faults
 faults: setup ## Kill, stop and cut off services, fill the disk, fail PostgreSQL, all under load; one table (root; ~8 min)
 	./scripts/install-test-packages.sh

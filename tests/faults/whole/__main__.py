@@ -2,9 +2,9 @@
 
     python -m tests.faults.whole [--rounds 3]
 
-Root, in a network of its own (`unshare --net`), since rules of nft cut services off. Each row has an account of
-its own, writers of documents and points, and a comparison of all that was acknowledged. Exits 1 where any is
-lost or wrong.
+Root, in a network of its own (`unshare --net`), since rules of nft cut services off. Each row has an account
+of its own, writers of documents and points, and a comparison of all that was acknowledged. Exits 1 where any
+is lost or an answer is wrong.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults")
     parser.add_argument("--rounds", type=int, default=3, help="of each fault")
     rounds = parser.parse_args().rounds
-    print(
-        f"{'fault':22} {'where':14} {'times':>6} {'acked':>7} {'refused':>8} {'lost':>5} {'wrong':>5} {'recovery s':>10}"
-    )
+    names = f"{'times':>6} {'acked':>7} {'refused':>8} {'lost':>5} {'wrong':>5} {'recovery s':>10}"
+    print(f"{'fault':22} {'where':14} {names}", flush=True)
     bad = 0
     with tempfile.TemporaryDirectory(prefix="sealcomb-faults-") as folder:
         for row in _rows(Path(folder), rounds):

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from sealcomb_client import ApiError
@@ -22,21 +23,20 @@ _CUT_S = 5.0
 _FULL_S = 3.0
 _DISK = "192m"
 _CALL_S = 5.0
+_PROBE = "probe"
 
 
 def of_services(folder: Path, rounds: int) -> Iterator[Row]:
     """Kills, stops, and services that nobody reaches."""
     with running(folder) as installation:
-        for victim in VICTIMS:
-            yield _load(installation, "kill -9", victim, rounds, lambda v=victim: _kill(installation, v))  # type: ignore[misc]
-        for victim in VICTIMS:
-            yield _load(
-                installation, "stopped for 3 s", victim, rounds, lambda v=victim: _stop(installation, v)
-            )  # type: ignore[misc]
-        for service in SERVICES:
-            yield _load(
-                installation, "cut off for 5 s", service, rounds, lambda s=service: _cut(installation, s)
-            )  # type: ignore[misc]
+        strikes: list[tuple[str, Sequence[str], Callable[[Installation, str], None]]] = [
+            ("kill -9", VICTIMS, _kill),
+            ("stopped for 3 s", VICTIMS, _stop),
+            ("cut off for 5 s", SERVICES, _cut),
+        ]
+        for fault, victims, strike in strikes:
+            for victim in victims:
+                yield _load(installation, fault, victim, rounds, partial(strike, installation, victim))
 
 
 def of_disk(folder: Path, rounds: int) -> Iterator[Row]:
@@ -54,6 +54,7 @@ def _load(installation: Installation, fault: str, where: str, rounds: int, strik
     """A fault again and again under load, on an account of its own."""
     row, account = Row(fault, where), installation.new_account()
     with writing(account) as written:
+        written.batches_tried.append(_PROBE)
         time.sleep(_APART_S)
         for _ in range(rounds):
             strike()
@@ -71,7 +72,7 @@ def _load(installation: Installation, fault: str, where: str, rounds: int, strik
 def _works(account: Account) -> bool:
     """Whether points and text are taken and found."""
     try:
-        account.client.points.upsert("vectors", points_of("probe"), timeout_s=_CALL_S)
+        account.client.points.upsert("vectors", points_of(_PROBE), timeout_s=_CALL_S)
         account.client.search("texts", "seal", timeout_s=_CALL_S)
     except ApiError:
         return False
@@ -102,6 +103,7 @@ def _pid(installation: Installation, victim: str) -> int:
 def _cut(installation: Installation, service: str) -> None:
     """Packets to a service's inner port are dropped, whoever sends them; this runs in a network of its own."""
     port = json.loads((installation.data / "ports.json").read_text())[service]
+    chain = f"type filter hook output priority 0; tcp dport {port} drop;"
     chain = f"type filter hook output priority 0; tcp dport {port} drop;"
     rules = f"table inet cut {{ chain out {{ {chain} }} }}"
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
