@@ -101,7 +101,7 @@ def _pid(installation: Installation, victim: str) -> int:
 
 
 def _cut(installation: Installation, service: str) -> None:
-    """Packets to a service's inner port are dropped, whoever sends them; this runs in a network of its own."""
+    """Drops packets to a service's inner port, whoever sends them; this runs in a network of its own."""
     port = json.loads((installation.data / "ports.json").read_text())[service]
     chain = f"type filter hook output priority 0; tcp dport {port} drop;"
     chain = f"type filter hook output priority 0; tcp dport {port} drop;"
