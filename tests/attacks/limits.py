@@ -1,7 +1,8 @@
 """Attacks on limits and on revocation, at full size, in one table: attack, figure, bound, the twin's figure.
 
-Run by `make attack-limits`; ends by itself in a few minutes, with exit code 1 if a bound is missed. A run
-in which a busy machine made too few calls or stood still says so, and proves the upper bound alone.
+Run by `make attack-limits`; ends by itself in a few minutes, with exit code 1 if a bound is missed. A row
+for which a busy machine made too few calls or stood still says so, and proves the upper bound alone; the
+exit code is then 2.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Row:
     bound: str
     twin: str
     met: bool
+    # Whether the machine let it be told.
+    told: bool = True
 
 
 def main() -> int:
@@ -62,7 +65,9 @@ def main() -> int:
             rows.append(row)
             mark = "" if row.met else "   MISSED"
             print(f"{row.attack:66} {row.figure:34} {row.bound:22} {row.twin}{mark}", flush=True)
-    return 0 if all(row.met for row in rows) else 1
+    if not all(row.met for row in rows):
+        return 1
+    return 0 if all(row.told for row in rows) else 2
 
 
 def _everything(folder: Path) -> Iterator[Row]:
@@ -251,8 +256,9 @@ def _row(attack: str, outcome: Outcome, twin: str, lowest: float = 0.98) -> Row:
     stalled = outcome.longest_gap_s > _STALLED_S
     if stalled or not outcome.refused:
         figure += ": stalled" if stalled else ": too few"
-    met = most <= 1.01 and (stalled or not outcome.refused or least >= lowest)
-    return Row(attack, figure, f"{lowest:.0%} to 101%", twin, met)
+    told = not stalled and bool(outcome.refused)
+    met = most <= 1.01 and (not told or least >= lowest)
+    return Row(attack, figure, f"{lowest:.0%} to 101%", twin, met, told)
 
 
 def _accuracy(cluster: Cluster, replicas: int, connections: int, tokens: int) -> Row:

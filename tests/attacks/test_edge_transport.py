@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -17,7 +17,7 @@ import pytest
 
 from services.common.methods import EDGE_METHODS
 from tests.gateway.raw_http2 import EMPTY_MESSAGE, grpc_headers, raw_connection
-from tests.gateway.rig import HOLD, Edge, running_edge
+from tests.gateway.rig import HOLD, Edge, free_port, running_edge
 from tests.gateway.weakened import Json, manager, routes, tls, weakened
 
 QUERY = "/sealcomb.v1.VectorService/Query"
@@ -104,6 +104,53 @@ def test_without_the_limits_the_settings_say_otherwise(edge: Edge, token: str) -
     assert settings.get(4, 0) > 64 * 1024
 
 
+def taken_of(edge: Edge, tried: int) -> int:
+    """How many of so many connections, held at once, are spoken with."""
+    taken = 0
+    with ExitStack() as stack:
+        for _ in range(tried):
+            try:
+                connection = stack.enter_context(raw_connection(edge.port, edge.installation.edge_ca_file))
+            except OSError:
+                continue
+            connection.pump(10, until=lambda connection=connection: connection.settings)
+            taken += bool(connection.settings)
+    return taken
+
+
+def connection_bound(config: Json) -> Json:
+    (found,) = (
+        one["typed_config"]
+        for one in config["overload_manager"]["resource_monitors"]
+        if "max_active_downstream_connections" in one["typed_config"]
+    )
+    assert isinstance(found, dict)
+    return found
+
+
+def test_connections_above_the_bound_are_not_taken(edge: Edge) -> None:
+    """A7: shown with ten in place of the ten thousand that run; those that stand are untouched."""
+    running = connection_bound(json.loads((edge.run_dir / "envoy.json").read_text()))
+    assert running["max_active_downstream_connections"] == 10_000
+
+    def lower(config: Json) -> None:
+        connection_bound(config)["max_active_downstream_connections"] = 10
+
+    with weakened(edge, lower) as few:
+        assert 5 <= taken_of(few, 30) <= 10
+        wait_until(lambda: few.health() == "SERVING")
+
+
+def test_without_the_bound_all_of_them_are_taken(edge: Edge) -> None:
+    """Twin of the test above."""
+
+    def weaken(config: Json) -> None:
+        connection_bound(config)["max_active_downstream_connections"] = 1_000_000
+
+    with weakened(edge, weaken) as twin:
+        assert taken_of(twin, 30) == 30
+
+
 def test_tls_below_1_3_is_refused(edge: Edge) -> None:
     """A13."""
     with pytest.raises((ssl.SSLError, ConnectionError)), handshake(edge, ssl.TLSVersion.TLSv1_2):
@@ -125,32 +172,66 @@ def test_with_tls_1_2_configured_it_would_be_accepted(edge: Edge) -> None:
 
 def test_no_early_data_is_accepted(edge: Edge, tmp_path: Path) -> None:
     """A14: no session ticket of the edge allows early data, so no request can be replayed in it."""
-    session, early = tmp_path / "session.pem", tmp_path / "early"
+    ticket, answer = replayed(edge.port, edge.installation.edge_ca_file, tmp_path)
+    assert "Max Early Data: 0" in ticket or "Max Early Data" not in ticket
+    assert "Early data was accepted" not in answer
+
+
+def test_a_server_that_takes_early_data_is_told_apart(edge: Edge, tmp_path: Path) -> None:
+    """Twin of the test above: Envoy has no switch for it, so a server that has, by the edge's certificate."""
+    port, folder = free_port(), edge.installation.edge_tls_dir
+    command = [
+        "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", str(folder / "cert.pem"), "-key",
+        str(folder / "key.pem"), "-tls1_3", "-early_data", "-alpn", "h2",
+    ]  # fmt: skip
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            wait_until(lambda: listens(port))
+            ticket, answer = replayed(port, edge.installation.edge_ca_file, tmp_path)
+        finally:
+            server.kill()
+    assert "Max Early Data: 16384" in ticket
+    assert "Early data was accepted" in answer
+
+
+def replayed(port: int, ca_file: Path, folder: Path) -> tuple[str, str]:
+    """What a session's ticket says, and what comes of early data in a second connection with it."""
+    session, early = folder / "session.pem", folder / "early"
     # An HTTP/2 preface with empty SETTINGS: tickets come with the server's first answer.
     early.write_bytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
     base = [
-        "openssl", "s_client", "-connect", f"127.0.0.1:{edge.port}", "-tls1_3", "-alpn", "h2", "-servername",
-        "localhost", "-CAfile", str(edge.installation.edge_ca_file),
+        "openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-alpn", "h2", "-servername",
+        "localhost", "-CAfile", str(ca_file),
     ]  # fmt: skip
     pipe = subprocess.PIPE
-    first = subprocess.Popen([*base, "-sess_out", str(session)], stdin=pipe, stdout=pipe, stderr=pipe)
-    assert first.stdin is not None
-    first.stdin.write(early.read_bytes())
-    first.stdin.flush()
-    wait_until(session.exists)
-    output, _ = first.communicate(timeout=5)
+    with subprocess.Popen([*base, "-sess_out", str(session)], stdin=pipe, stdout=pipe, stderr=pipe) as first:
+        assert first.stdin is not None
+        first.stdin.write(early.read_bytes())
+        first.stdin.flush()
+        try:
+            wait_until(lambda: session.exists() and b"END SSL SESSION" in session.read_bytes())
+            output, _ = first.communicate(timeout=30)
+        finally:
+            first.kill()
     assert b"Verify return code: 0" in output
     shown = subprocess.run(
         ["openssl", "sess_id", "-in", str(session), "-noout", "-text"], capture_output=True, check=True
     )
-    assert b"Max Early Data: 0" in shown.stdout or b"Max Early Data" not in shown.stdout
     again = subprocess.run(
         [*base, "-sess_in", str(session), "-early_data", str(early)],
         input=b"",
         capture_output=True,
-        timeout=10,
+        timeout=30,
     )
-    assert b"Early data was accepted" not in again.stdout + again.stderr
+    return shown.stdout.decode(), (again.stdout + again.stderr).decode("utf-8", "replace")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("alpn", [("http/1.1",), ("http/1.0",), ("h2c",), ()])
@@ -327,7 +408,7 @@ def held_for(edge: Edge, token: str, change: Callable[[Json], None], timeout: st
         return connection.reply(stream, 2.0).grpc_status
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
