@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from services.keyvault.records import AccountKey, DataKeyRecord, MoveProgress, MoveRecord, Wrapping
-from services.keyvault.schema import ACCOUNT_KEYS, ACCOUNTS, DATA_KEYS, KEY_MOVES, RETIRED_KEYS, REWRAPPED
+from services.keyvault.schema import ACCOUNT_KEYS, DATA_KEYS, KEY_MOVES, RETIRED_KEYS, REWRAPPED
 
 _STAGED = sa.select(REWRAPPED.c.id).where(REWRAPPED.c.id == DATA_KEYS.c.id).exists()
 _MOVE = sa.select(KEY_MOVES).where(KEY_MOVES.c.account == sa.bindparam("account"))
@@ -16,17 +16,6 @@ _UNSTAGED = (
     .where(DATA_KEYS.c.account == sa.bindparam("account"), ~_STAGED)
     .limit(sa.bindparam("most"))
 )
-_REWRAP = (
-    sa.update(DATA_KEYS)
-    .where(DATA_KEYS.c.id == sa.bindparam("key"))
-    .values(version=sa.bindparam("new_version"), wrapped=sa.bindparam("new_wrapped"))
-)
-_PUT_IN_FORCE = (
-    sa.update(ACCOUNTS)
-    .where(ACCOUNTS.c.id == sa.bindparam("key"))
-    .values(version=sa.bindparam("new_version"), rotate_us=sa.bindparam("now_us"))
-)
-_DATA_KEY_IDS = sa.select(DATA_KEYS.c.id).where(DATA_KEYS.c.account == sa.bindparam("account"))
 
 
 class MoveStatements:
@@ -117,24 +106,6 @@ class MoveStatements:
             .where(DATA_KEYS.c.account == account, _STAGED)
             .values(version=version, wrapped=staged)
         )
-
-    def rewrap(self, records: Sequence[DataKeyRecord]) -> None:
-        """Puts new wrappings of data keys in force."""
-        if records:
-            rows = [
-                {"key": record.wrapping.key_id, "new_version": record.version, "new_wrapped": record.wrapped}
-                for record in records
-            ]
-            self._connection.execute(_REWRAP, rows)
-
-    def put_in_force(self, account: str, version: int, now_us: int) -> None:
-        """Makes a version of an account's key the one that is in force."""
-        values = {"key": account, "new_version": version, "now_us": now_us}
-        self._connection.execute(_PUT_IN_FORCE, values)
-
-    def all_data_key_ids(self, account: str) -> set[str]:
-        """The ids of all data keys of an account."""
-        return set(self._connection.execute(_DATA_KEY_IDS, {"account": account}).scalars())
 
     def forget_rewrapped(self, account: str, resource: str) -> None:
         """Forgets what was staged for a resource's data keys."""

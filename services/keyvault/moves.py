@@ -115,6 +115,7 @@ class Moves:
             task.cancel()
         if running:
             await asyncio.wait(running)
+        await self._rotation.close()
 
     async def _in_time(self, account: str, work: Coroutine[Any, Any, AccountRecord]) -> AccountRecord:
         """What the work returns; the account as it is where that takes long. The work goes on regardless."""

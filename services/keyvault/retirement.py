@@ -35,21 +35,26 @@ class Retirements:
         """Remembers, in a transaction that takes keys out of use, those that a KMS is to destroy."""
         tx.retire([key for key in keys if self._kms.is_elsewhere(key)])
 
-    async def destroy(self, account: str, local: Iterable[AccountKey] = (), *, retired: bool = True) -> None:
+    async def destroy(self, account: str, local: Iterable[AccountKey] = ()) -> None:
         """Destroys what an account has retired; what does not succeed now is tried again later.
 
-        `local` are keys that leave memory only: their handles are deleted already. Without `retired` there
-        are no others. Nothing is raised: what was decided is durable, and this is what follows from it.
+        `local` are keys that leave memory only: their handles are deleted already. Nothing is raised: what
+        was decided is durable, and this is what follows from it.
         """
         try:
-            for key in local:
-                if not self._kms.is_elsewhere(key):
-                    await self._kms.destroy_key(key)
-            if retired:
-                await self._destroy(account)
+            await self._drop(local)
+            await self._destroy(account)
             await self._store.scrub()
         except SealcombError as error:
             _log.warning("retired keys wait", account=account, reason=error.reason)
+
+    async def destroy_local(self, keys: Iterable[AccountKey]) -> None:
+        """The same for keys of any accounts that have retired no others."""
+        try:
+            await self._drop(keys)
+            await self._store.scrub()
+        except SealcombError as error:
+            _log.warning("deleted keys are in the files of the database still", reason=error.reason)
 
     async def run(self) -> None:
         """Tries again until cancelled."""
@@ -59,6 +64,11 @@ class Retirements:
             except SealcombError as error:
                 _log.warning("retired keys wait", reason=error.reason)
             await asyncio.sleep(_LOOK_S)
+
+    async def _drop(self, local: Iterable[AccountKey]) -> None:
+        for key in local:
+            if not self._kms.is_elsewhere(key):
+                await self._kms.destroy_key(key)
 
     async def _destroy(self, account: str) -> None:
         done: list[int] = []

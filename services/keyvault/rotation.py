@@ -1,21 +1,24 @@
-"""A rotation in one transaction, for an account with few data keys whose key lies in this process.
+"""Rotations in one transaction, for accounts with few data keys whose keys lie in this process.
 
-It is what a move comes to when nobody has to be asked: nothing is remembered before it and nothing goes on
-after it. Where something changed meanwhile, or there is too much for one transaction, a move does it.
+Such a rotation is what a move comes to when nobody has to be asked: nothing is remembered before it and
+nothing goes on after it. Those that are wanted at the same time are carried out together, a group in one
+transaction, which makes thousands of accounts a matter of seconds; each account's outcome is its own. Where
+something changed meanwhile, or there is too much for one transaction, a move does it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
 
 from services.common.clock import Clock
+from services.common.errors import SealcombError, Unavailable
 from services.keyvault import policy
 from services.keyvault.asker import Asker
 from services.keyvault.audit import Act
 from services.keyvault.kms.registry import KmsRegistry
-from services.keyvault.policy import known
 from services.keyvault.records import AccountKey, AccountRecord, DataKeyRecord
 from services.keyvault.retirement import Retirements
 from services.keyvault.store import Store
@@ -23,6 +26,37 @@ from services.keyvault.transaction import Transaction
 
 ROTATE = "key.rotate"
 _TURN = 64
+_GROUP = 64
+_WAITING_MAX = 4096
+# All of a group's: what one transaction may keep others waiting for.
+_DATA_KEYS_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A rotation that is waited for. The answer is None where that takes a move or is refused."""
+
+    asker: Asker
+    answer: asyncio.Future[AccountRecord | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Present:
+    """An account as it was read."""
+
+    account: AccountRecord
+    keys: dict[int, AccountKey]
+    records: list[DataKeyRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is to take the place of that, and what the audit chain is to say."""
+
+    before: _Present
+    key: AccountKey
+    records: list[DataKeyRecord]
+    act: Act
 
 
 class Rotation:
@@ -36,22 +70,80 @@ class Rotation:
         self._retirements = retirements
         self._clock = clock
         self._most = data_keys_max
+        self._waiting: deque[_Wish] = deque()
+        self._worker: asyncio.Task[None] | None = None
 
     async def at_once(self, asker: Asker) -> AccountRecord | None:
         """The account under a new version of its key; None where that takes a move or is refused."""
-        account, keys, records = await self._store.read(partial(_present, asker.account, self._most))
+        if len(self._waiting) >= _WAITING_MAX:
+            raise Unavailable("keyvault is overloaded; try again", retry_after_s=1.0)
+        wish = _Wish(asker, asyncio.get_running_loop().create_future())
+        self._waiting.append(wish)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return await wish.answer
+
+    async def close(self) -> None:
+        """Stops what is running where it is: before its transaction or after it."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.cancel()
+            await asyncio.wait([worker])
+
+    async def _work(self) -> None:
+        group: list[_Wish] = []
+        try:
+            while self._waiting:
+                group = [self._waiting.popleft() for _ in range(min(_GROUP, len(self._waiting)))]
+                try:
+                    await self._carry_out(group)
+                except Exception as error:  # noqa: BLE001  (the outermost loop of a worker)
+                    for wish in group:
+                        _refuse(wish, error)
+        finally:
+            self._worker = None
+            for wish in (*group, *self._waiting):
+                wish.answer.cancel()
+            self._waiting.clear()
+
+    async def _carry_out(self, group: list[_Wish]) -> None:
+        names = [wish.asker.account for wish in group]
+        found, later = await self._store.read(partial(_look, names, self._most))
+        self._waiting.extendleft(wish for wish in reversed(group) if wish.asker.account in later)
+        group[:] = [wish for wish in group if wish.asker.account not in later]
+        changes: dict[str, _Change] = {}
+        for wish in group:
+            present = found.get(wish.asker.account)
+            try:
+                change = None if present is None else await self._change(wish.asker, present)
+            except SealcombError as error:
+                _refuse(wish, error)
+            else:
+                if change is not None:
+                    changes[wish.asker.account] = change
+        after: dict[str, AccountRecord] = {}
+        if changes:
+            after = await self._store.write(partial(_replace, list(changes.values())))
+            await self._destroy([key for account in after for key in changes[account].before.keys.values()])
+        for wish in group:
+            if not wish.answer.done():
+                wish.answer.set_result(after.get(wish.asker.account))
+
+    async def _destroy(self, old: list[AccountKey]) -> None:
+        for account in {key.account for key in old}:
+            self._kms.forget(account)
+        await self._retirements.destroy_local(old)
+
+    async def _change(self, asker: Asker, present: _Present) -> _Change | None:
+        account, keys = present.account, present.keys
         key = keys.get(account.version)
-        refused = policy.account_refusal(account) is not None or key is None
-        if refused or key is None or len(records) == self._most or not self._kms.is_local(key):
+        refused = policy.account_refusal(account) is not None
+        if refused or key is None or not self._kms.is_local(key):
             return None
         new = await self._kms.next_key(key, account.version + 1)
-        staged = await rewrapped(self._kms, new, keys, records)
+        staged = await rewrapped(self._kms, new, keys, present.records)
         act = asker.act(int(self._clock.now_s() * 1e6), ROTATE, new.provider)
-        after = await self._store.write(partial(_replace, account, new, staged, act))
-        if after is not None:
-            self._kms.forget(account.id)
-            await self._retirements.destroy(account.id, keys.values(), retired=False)
-        return after
+        return _Change(present, new, staged, act)
 
 
 async def rewrapped(
@@ -74,26 +166,52 @@ def unstaged(account: str, limit: int, tx: Transaction) -> tuple[dict[int, Accou
     return keys, tx.data_keys_to_rewrap(account, limit)
 
 
-def _present(
-    account: str, limit: int, tx: Transaction
-) -> tuple[AccountRecord, dict[int, AccountKey], list[DataKeyRecord]]:
-    return known(tx.account(account)), *unstaged(account, limit, tx)
+def _look(names: list[str], most: int, tx: Transaction) -> tuple[dict[str, _Present], set[str]]:
+    """Those of some accounts that one transaction may rotate together, and those whose turn comes after."""
+    accounts = {account.id: account for account in tx.accounts(names).values() if account.data_keys < most}
+    room, taken, later = _DATA_KEYS_MAX, list[str](), set[str]()
+    for account in accounts.values():
+        if taken and account.data_keys > room:
+            later.add(account.id)
+        else:
+            room -= account.data_keys
+            taken.append(account.id)
+    keys, records = tx.account_keys_of(taken), tx.data_keys_of(taken)
+    return {name: _Present(accounts[name], keys[name], records[name]) for name in taken}, later
 
 
-def _replace(
-    before: AccountRecord, new: AccountKey, staged: list[DataKeyRecord], act: Act, tx: Transaction
-) -> AccountRecord | None:
-    """Puts a new key in force; None where something changed since `before` was read, or a move is on."""
-    account = known(tx.account(before.id))
-    refusal = policy.account_refusal(account)
-    if refusal is not None:
-        raise refusal
-    ids = {record.wrapping.key_id for record in staged}
-    if account.version != before.version or ids != tx.all_data_key_ids(account.id) or tx.move(account.id):
-        return None
-    tx.add_account_key(new)
-    tx.rewrap(staged)
-    tx.delete_account_keys_below(account.id, new.version)
-    tx.put_in_force(account.id, new.version, act.time_us)
-    tx.append(account, act)
-    return replace(account, version=new.version, provider=new.provider, rotate_us=act.time_us)
+def _replace(changes: list[_Change], tx: Transaction) -> dict[str, AccountRecord]:
+    """Puts new keys in force where nothing changed since and no move is on; the accounts that have them."""
+    names = [change.key.account for change in changes]
+    accounts, data_keys, moving = tx.accounts(names), tx.data_key_ids_of(names), tx.moving_among(names)
+
+    def is_unchanged(change: _Change) -> bool:
+        account = accounts.get(change.key.account)
+        return (
+            account is not None
+            and policy.account_refusal(account) is None
+            and account.version == change.before.account.version
+            and account.id not in moving
+            and {record.wrapping.key_id for record in change.records} == data_keys[account.id]
+        )
+
+    changes = [change for change in changes if is_unchanged(change)]
+    if not changes:
+        return {}
+    keys = [change.key for change in changes]
+    tx.add_account_keys(keys)
+    tx.rewrap([record for change in changes for record in change.records])
+    tx.delete_older_keys(keys)
+    tx.put_in_force([(change.key, change.act.time_us) for change in changes])
+    tx.append_each([(accounts[change.key.account], change.act) for change in changes])
+    return {
+        key.account: replace(
+            accounts[key.account], version=key.version, provider=key.provider, rotate_us=change.act.time_us
+        )
+        for key, change in zip(keys, changes, strict=True)
+    }
+
+
+def _refuse(wish: _Wish, error: Exception) -> None:
+    if not wish.answer.done():
+        wish.answer.set_exception(error)

@@ -6,6 +6,7 @@ holds when the transaction commits, and so that the audit chain has one end at a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from services.keyvault.records import (
     PermitRecord,
     Wrapping,
 )
+from services.keyvault.rotations import RotationStatements
 from services.keyvault.schema import (
     ACCOUNT_KEYS,
     ACCOUNTS,
@@ -43,6 +45,13 @@ _PROVIDER = (
 )
 _ACCOUNT = sa.select(ACCOUNTS, _PROVIDER.label("provider")).where(ACCOUNTS.c.id == sa.bindparam("account"))
 _LOCKED_ACCOUNT = _ACCOUNT.with_for_update(of=ACCOUNTS)
+# In order, so that two that lock the same accounts never wait for one another.
+_SOME_ACCOUNTS = (
+    sa.select(ACCOUNTS, _PROVIDER.label("provider"))
+    .where(ACCOUNTS.c.id.in_(sa.bindparam("accounts", expanding=True)))
+    .order_by(ACCOUNTS.c.id)
+)
+_SOME_LOCKED_ACCOUNTS = _SOME_ACCOUNTS.with_for_update(of=ACCOUNTS)
 _ACCOUNT_KEY = sa.select(ACCOUNT_KEYS).where(
     ACCOUNT_KEYS.c.account == sa.bindparam("account"), ACCOUNT_KEYS.c.version == sa.bindparam("version")
 )
@@ -66,12 +75,12 @@ _COUNT_DATA_KEY = (
 _ADD_EVENT = sa.insert(AUDIT_EVENTS)
 _MOVE_CHAIN_END = (
     sa.update(ACCOUNTS)
-    .where(ACCOUNTS.c.id == sa.bindparam("account"))
+    .where(ACCOUNTS.c.id == sa.bindparam("key"))
     .values(audit_sequence=sa.bindparam("sequence"), audit_hash=sa.bindparam("hash"))
 )
 
 
-class Transaction(AgeStatements, DestructionStatements, MoveStatements):
+class Transaction(AgeStatements, DestructionStatements, MoveStatements, RotationStatements):
     """The statements that the domain needs. Values only: nothing here decides."""
 
     def __init__(self, connection: sa.Connection, *, writes: bool) -> None:
@@ -96,20 +105,12 @@ class Transaction(AgeStatements, DestructionStatements, MoveStatements):
         """An account, locked where this transaction may write."""
         query = _LOCKED_ACCOUNT if self._writes else _ACCOUNT
         row = self._connection.execute(query, {"account": account}).one_or_none()
-        if row is None:
-            return None
-        return AccountRecord(
-            row.id,
-            KeyState(row.state),
-            row.suspended,
-            row.version,
-            row.provider or "",
-            row.data_keys,
-            row.create_us,
-            row.rotate_us,
-            row.audit_sequence,
-            row.audit_hash,
-        )
+        return None if row is None else _account(row)
+
+    def accounts(self, names: Sequence[str]) -> dict[str, AccountRecord]:
+        """Those of some accounts that there are, locked where this transaction may write."""
+        query = _SOME_LOCKED_ACCOUNTS if self._writes else _SOME_ACCOUNTS
+        return {row.id: _account(row) for row in self._connection.execute(query, {"accounts": names})}
 
     def add_account(self, key: AccountKey, now_us: int) -> None:
         """Adds an account with the first version of its key."""
@@ -264,26 +265,19 @@ class Transaction(AgeStatements, DestructionStatements, MoveStatements):
 
     def append(self, account: AccountRecord, act: Act) -> None:
         """Records an act of an account that this transaction has locked; once for each `account`."""
-        record = audit.link(account.id, account.audit_sequence + 1, account.audit_hash, act)
-        act = record.act
-        self._connection.execute(
-            _ADD_EVENT,
-            {
-                "account": account.id,
-                "sequence": record.sequence,
-                "time_us": act.time_us,
-                "action": act.action,
-                "peer": act.peer,
-                "token_id": act.token_id,
-                "method": act.method,
-                "resource": act.resource,
-                "outcome": act.outcome,
-                "request_id": act.request_id,
-                "hash": record.hash,
-            },
-        )
-        end = {"account": account.id, "sequence": record.sequence, "hash": record.hash}
-        self._connection.execute(_MOVE_CHAIN_END, end)
+        self.append_each([(account, act)])
+
+    def append_each(self, acts: Sequence[tuple[AccountRecord, Act]]) -> None:
+        """The same of several accounts."""
+        records = [
+            audit.link(account.id, account.audit_sequence + 1, account.audit_hash, act)
+            for account, act in acts
+        ]
+        self._connection.execute(_ADD_EVENT, [_event(record) for record in records])
+        ends = [
+            {"key": record.account, "sequence": record.sequence, "hash": record.hash} for record in records
+        ]
+        self._connection.execute(_MOVE_CHAIN_END, ends)
 
     def events(self, account: str, after: int, limit: int) -> list[AuditRecord]:
         """The audit records of an account after a position, in order."""
@@ -311,6 +305,38 @@ class Transaction(AgeStatements, DestructionStatements, MoveStatements):
                 records.append(AuditRecord(account, row.sequence, act, previous, row.hash))
             previous = row.hash
         return records
+
+
+def _account(row: Any) -> AccountRecord:
+    return AccountRecord(
+        row.id,
+        KeyState(row.state),
+        row.suspended,
+        row.version,
+        row.provider or "",
+        row.data_keys,
+        row.create_us,
+        row.rotate_us,
+        row.audit_sequence,
+        row.audit_hash,
+    )
+
+
+def _event(record: AuditRecord) -> dict[str, Any]:
+    act = record.act
+    return {
+        "account": record.account,
+        "sequence": record.sequence,
+        "time_us": act.time_us,
+        "action": act.action,
+        "peer": act.peer,
+        "token_id": act.token_id,
+        "method": act.method,
+        "resource": act.resource,
+        "outcome": act.outcome,
+        "request_id": act.request_id,
+        "hash": record.hash,
+    }
 
 
 def _data_key(row: Any) -> DataKeyRecord:

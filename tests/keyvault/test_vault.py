@@ -136,7 +136,8 @@ async def test_a_rotation_that_fails_half_way_changed_nothing(
     key = await rig.releases.release(asker, _RESOURCE, "collection")
     before = rig.sql("select * from data_keys"), rig.sql("select * from account_keys")
     with monkeypatch.context() as patch:
-        patch.setattr(Transaction, "delete_account_keys_below", _fail)
+        for statement in ("delete_older_keys", "delete_account_keys_below"):
+            patch.setattr(Transaction, statement, _fail)
         with pytest.raises(RuntimeError):
             await rig.moves.rotate(asker)
     assert (rig.sql("select * from data_keys"), rig.sql("select * from account_keys")) == before
@@ -172,13 +173,14 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.mark.parametrize(
     "method",
     [
-        "data_keys_to_rewrap",
-        "all_data_key_ids",
-        "add_account_key",
+        "accounts",
+        "data_keys_of",
+        "data_key_ids_of",
+        "add_account_keys",
         "rewrap",
-        "delete_account_keys_below",
+        "delete_older_keys",
         "put_in_force",
-        "append",
+        "append_each",
     ],
 )
 async def test_kill_9_at_any_step_of_a_rotation_loses_no_key(tmp_path: Path, method: str) -> None:
@@ -250,7 +252,9 @@ async def test_a_rotation_in_one_step_that_lost_its_place_becomes_a_move(
     """Data keys that came meanwhile are re-wrapped as well."""
     account = await rig.account()
     key = await rig.releases.release(rig.asker(account), _RESOURCE, "collection")
-    monkeypatch.setattr(Transaction, "all_data_key_ids", lambda *_arguments: {"another"})
+    monkeypatch.setattr(
+        Transaction, "data_key_ids_of", lambda _self, names: dict.fromkeys(names, {"another"})
+    )
     assert (await rig.moves.rotate(rig.asker(account))).version == 2
     assert rig.sql("select distinct version from data_keys") == [(2,)]
     assert await rig.releases.release(rig.asker(account), _RESOURCE, "collection") == key

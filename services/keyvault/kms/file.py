@@ -23,7 +23,7 @@ from services.keyvault.records import AccountKey, Wrapping
 
 _KEY_BYTES = 32
 _ID_BYTES = 16
-_KEYS_MAX = 10_000
+_ACCOUNTS_MAX = 10_000
 
 
 class FileKms:
@@ -36,7 +36,8 @@ class FileKms:
         # Truncated, so that it names the root key and tells nothing of it.
         self._root = DataKey(ids.from_bytes(digest[:_ID_BYTES]), root_key)
         self._random_bytes = random_bytes
-        self._keys: OrderedDict[AccountKey, DataKey] = OrderedDict()
+        # By account, so that one's are dropped without a look at all; few have more than one at a time.
+        self._keys: OrderedDict[str, dict[AccountKey, DataKey]] = OrderedDict()
 
     @property
     def fingerprint(self) -> bytes:
@@ -66,28 +67,30 @@ class FileKms:
 
     async def destroy_key(self, key: AccountKey) -> None:
         """Forgets an account key for good: its handle is deleted by the store, and nothing else holds it."""
-        self._keys.pop(key, None)
+        held = self._keys.get(key.account, {})
+        held.pop(key, None)
+        if not held:
+            self._keys.pop(key.account, None)
 
     def forget(self, account: str) -> None:
         """Drops the account's unsealed keys from memory."""
-        for key in [key for key in self._keys if key.account == account]:
-            del self._keys[key]
+        self._keys.pop(account, None)
 
     async def close(self) -> None:
         """Drops every unsealed key."""
         self._keys.clear()
 
     def _unsealed(self, key: AccountKey) -> DataKey:
-        held = self._keys.get(key)
+        held = self._keys.get(key.account, {}).get(key)
         if held is not None:
-            self._keys.move_to_end(key)
+            self._keys.move_to_end(key.account)
             return held
         plain = open_sealed(self._root, _key_identity(key.account, key.version), key.handle)
         if len(plain) != _ID_BYTES + _KEY_BYTES:
             raise OpenFailed
         held = DataKey(ids.from_bytes(plain[:_ID_BYTES]), plain[_ID_BYTES:])
-        self._keys[key] = held
-        if len(self._keys) > _KEYS_MAX:
+        self._keys.setdefault(key.account, {})[key] = held
+        if len(self._keys) > _ACCOUNTS_MAX:
             self._keys.popitem(last=False)
         return held
 

@@ -63,7 +63,7 @@ class TestFile:
         assert open_sealed(account_key, identity, wrapped) == _SECRET[:32]
 
     async def test_unsealed_keys_are_bounded_and_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(file, "_KEYS_MAX", 3)
+        monkeypatch.setattr(file, "_ACCOUNTS_MAX", 3)
         kms = FileKms(_ROOT)
         keys: list[AccountKey] = []
         for number in range(6):
