@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.keys.table import Row, times
+from benchmarks.keys.table import Row, bounded, p99, times
 from sealcomb_client import ApiError, Client
 from sealcomb_client.content import point
 from tests.system.installation import Account, Installation, running
@@ -48,10 +48,17 @@ def _trials(account: Account) -> list[Row]:
                 off[name].append(seconds)
             for name, seconds in _switch(account.client.keys.enable, calls, clients, refused=False).items():
                 on[name].append(seconds)
-    found = [times(f"off switch under load: first refusal at {name}", off[name]) for name in calls]
+    found = [
+        bounded(
+            times(f"off switch under load: first refusal at {name}", off[name]),
+            p99(off[name]),
+            _BOUND_S,
+            "s at p99",
+        )
+        for name in calls
+    ]
     worst = max(max(seconds) for seconds in off.values())
-    verdict = "holds" if worst < _BOUND_S else f"ABOVE {_BOUND_S} s"
-    found.append(Row("... the slowest of all", _TRIALS * len(calls), f"{worst * 1e3:.0f} ms   {verdict}"))
+    found.append(Row("... the slowest of all", _TRIALS * len(calls), f"{worst * 1e3:.0f} ms"))
     return [*found, *(times(f"... on again at {name}", on[name]) for name in calls)]
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.keys.table import Row, times
+from benchmarks.keys.table import Row, bounded, times
 from services.common import ids
 from services.common.clock import SystemClock
 from services.common.errors import SealcombError
@@ -61,5 +61,4 @@ async def rows() -> list[Row]:
     fake.stop()
     await client.close()
     row = times("aws: first release after the KMS is back", found)
-    verdict = "holds" if max(found) < _BOUND_S else f"ABOVE {_BOUND_S} s"
-    return [Row(row.what, row.count, f"{row.figures}   {verdict}")]
+    return [bounded(row, max(found), _BOUND_S, "s")]

@@ -57,9 +57,10 @@ def _of(name: str, size: int) -> list[Row]:
         rounds = max(10, min(_ROUNDS_MAX, _BYTES // size // len(ways)))
         speeds = _speeds(ways, size, rounds)
         ratio = speeds["sealcomb"] / speeds["cobblestone"]
-        verdict = "" if size < 1024 * 1024 else ("   holds" if ratio >= _LEAST else f"   BELOW {_LEAST}")
+        holds = ratio >= _LEAST if size >= 1024 * 1024 else None
+        verdict = "" if holds is None else f"   at least {_LEAST}: {'holds' if holds else 'MISSED'}"
         figures = "   ".join(f"{way} {speed:7.0f} MB/s" for way, speed in speeds.items())
-        found.append(Row(f"{verb} {name}", rounds, f"{figures}   ratio {ratio:.2f}{verdict}"))
+        found.append(Row(f"{verb} {name}", rounds, f"{figures}   ratio {ratio:.2f}{verdict}", holds))
     return found
 
 

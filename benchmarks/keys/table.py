@@ -13,13 +13,33 @@ class Row:
     what: str
     count: int
     figures: str
+    # Whether it keeps its bound; None: it has none.
+    holds: bool | None = None
 
 
 def times(what: str, seconds: Sequence[float]) -> Row:
     """A row of p50 and p99."""
     ranked = sorted(seconds)
-    p50, p99 = (ranked[min(len(ranked) - 1, int(len(ranked) * share))] * 1e3 for share in (0.5, 0.99))
-    return Row(what, len(ranked), f"p50 {p50:9.3f} ms   p99 {p99:9.3f} ms")
+    median = ranked[min(len(ranked) - 1, len(ranked) // 2)]
+    return Row(what, len(ranked), f"p50 {median * 1e3:9.3f} ms   p99 {p99(ranked) * 1e3:9.3f} ms")
+
+
+def bounded(row: Row, value: float, most: float, unit: str) -> Row:
+    """The row with what its value is to be at most."""
+    holds = value <= most
+    verdict = f"at most {most:g} {unit}: {'holds' if holds else 'MISSED'}"
+    return Row(row.what, row.count, f"{row.figures}   {verdict}", holds)
+
+
+def p99(seconds: Sequence[float]) -> float:
+    """The 99th percentile."""
+    ranked = sorted(seconds)
+    return ranked[min(len(ranked) - 1, int(len(ranked) * 0.99))]
+
+
+def missed(rows: Sequence[Row]) -> int:
+    """How many rows miss their bounds."""
+    return sum(row.holds is False for row in rows)
 
 
 def show(rows: Sequence[Row]) -> None:

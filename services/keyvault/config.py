@@ -12,6 +12,8 @@ from services.common.settings import ServiceSettings
 _SQLITE = "sqlite:///"
 _ACCOUNT_ID = r"^\d{12}$"
 _REGION = r"^[a-z0-9-]{1,32}$"
+# The longest permit.
+PERMIT_S_MAX = 3600
 _URL = r"^https?://[^\s]+$"
 
 
@@ -27,8 +29,9 @@ class KeyvaultSettings(ServiceSettings):
     # What one account may ask of a KMS, so that it does not use up the quota of all.
     kms_calls_per_second: float = Field(default=50.0, gt=0)
 
-    # How long what took a data key before it was replaced may still seal with it: longer than any upload.
-    aged_key_s: float = Field(default=3600.0, gt=0)
+    # How long what took a data key before it was replaced may still seal with it. At least as long
+    # as a permit: nothing that a service does with a key that it took lasts longer.
+    aged_key_s: float = Field(default=3600.0, ge=PERMIT_S_MAX, allow_inf_nan=False)
     # How many data keys one service may ask for in a second, over all accounts; four seconds' worth at once.
     releases_per_second: float = Field(default=500.0, gt=0)
 

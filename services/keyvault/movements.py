@@ -130,9 +130,11 @@ class MoveStatements:
             ]
             self._connection.execute(sa.insert(RETIRED_KEYS), rows)
 
-    def retired_keys(self, limit: int, account: str = "") -> list[tuple[int, AccountKey]]:
-        """Keys to be destroyed, each with its place; all accounts' where none is named."""
-        query = sa.select(RETIRED_KEYS).order_by(RETIRED_KEYS.c.id).limit(limit)
+    def retired_keys(self, limit: int, account: str = "", after: int = 0) -> list[tuple[int, AccountKey]]:
+        """Keys to be destroyed, each with its place, after one; all accounts' where none is named."""
+        query = (
+            sa.select(RETIRED_KEYS).where(RETIRED_KEYS.c.id > after).order_by(RETIRED_KEYS.c.id).limit(limit)
+        )
         if account:
             query = query.where(RETIRED_KEYS.c.account == account)
         return [

@@ -12,7 +12,6 @@ A KMS that keeps silent is asked again for a while. Whatever a KMS refuses ends 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -189,21 +188,17 @@ class Moves:
         try:
             await self._store.write(partial(self._begin, move))
         except SealcombError:
-            await self._discard(key)
+            await self._retirements.discard(key)
             raise
         return move
-
-    async def _discard(self, key: AccountKey) -> None:
-        """Destroys a key that nothing was ever wrapped under."""
-        with contextlib.suppress(SealcombError):
-            await self._store.write(lambda tx: self._retirements.retire(tx, [key]))
-        await self._retirements.destroy(key.account, [key])
 
     async def _carried(self, move: MoveRecord) -> AccountRecord:
         """The account under its new key. Raises what ended the move, with the old key in force."""
         try:
             return await self._carry(move)
         except Exception as error:
+            # Whatever was unwrapped for it, of an account that may be off by now.
+            self._kms.forget(move.key.account)
             await self._give_up(move, error)
             raise
 

@@ -26,12 +26,13 @@ from services.common.context import (
 from services.common.errors import AlreadyExists, PermissionDenied, ResourceExhausted, SealcombError, invalid
 from services.keyvault import policy
 from services.keyvault.asker import Asker
+from services.keyvault.config import PERMIT_S_MAX
 from services.keyvault.policy import AccountUnknown
 from services.keyvault.records import PermitRecord
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
-TTL_S_MAX = 3600
+TTL_S_MAX = PERMIT_S_MAX
 _AUDIENCE = (methods.VECTORSTORE, methods.KEYVAULT)
 _PERMITS_MAX = 10_000
 

@@ -118,6 +118,10 @@ class AccountSuspended(FailedPrecondition):
         super().__init__("the account is suspended; ask the operator to resume it")
 
 
+# What `account_refusal` answers: nothing of the account's keys stays in memory then.
+OFF = (AccountUnknown, AccountSuspended, KeyDisabled)
+
+
 def check_names(resource: str, purpose: str) -> None:
     """Raises InvalidArgument for a purpose that does not exist or a resource of another form."""
     found = PURPOSES.get(purpose)

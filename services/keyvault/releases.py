@@ -93,10 +93,18 @@ class Releases:
         wanted = Wrapping(asker.account, resource, purpose, key_id)
         for _ in range(_TRIES):
             candidate, secret = await self._candidate(asker, wanted)
-            settled = await self._store.write(partial(self._settle, asker, wanted, candidate))
+            try:
+                settled = await self._store.write(partial(self._settle, asker, wanted, candidate))
+            except BaseException:
+                # It is not known whether the account is off.
+                self._kms.forget(asker.account)
+                raise
             if settled is None:
                 continue
             if settled.refusal is not None:
+                if isinstance(settled.refusal, policy.OFF):
+                    # It may have been turned off since the KMS was asked, which then holds its key again.
+                    self._kms.forget(asker.account)
                 if settled.recorded:
                     self._refusals.note(_kind(asker, wanted, settled.refusal), self._clock.monotonic_s())
                 raise settled.refusal

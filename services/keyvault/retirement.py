@@ -56,6 +56,24 @@ class Retirements:
         except SealcombError as error:
             _log.warning("deleted keys are in the files of the database still", reason=error.reason)
 
+    async def discard(self, key: AccountKey) -> None:
+        """Destroys a key that was made for nothing. Nothing is raised, and no key goes that is in use.
+
+        What cannot be recorded now may have been put in force by a transaction of which nobody heard: such a
+        key is left where it is, and the log says so.
+        """
+        try:
+            if await self._store.write(partial(self._retire_unused, key)):
+                await self.destroy(key.account, [key])
+        except SealcombError as error:
+            _log.warning(
+                "a key that may be of no use is left at its KMS",
+                account=key.account,
+                version=key.version,
+                provider=key.provider,
+                reason=error.reason,
+            )
+
     async def run(self) -> None:
         """Tries again until cancelled."""
         while True:
@@ -71,8 +89,15 @@ class Retirements:
                 await self._kms.destroy_key(key)
 
     async def _destroy(self, account: str) -> None:
+        after = 0
+        # All of them: those that a KMS does not destroy must not stand before those that another would.
+        while found := await self._store.read(partial(_retired, account, after)):
+            await self._destroy_each(found)
+            after = found[-1][0]
+
+    async def _destroy_each(self, found: list[tuple[int, AccountKey]]) -> None:
         done: list[int] = []
-        for place, key in await self._store.read(lambda tx: tx.retired_keys(_BATCH, account)):
+        for place, key in found:
             try:
                 await self._kms.destroy_key(key)
             except SealcombError as error:
@@ -87,6 +112,18 @@ class Retirements:
                 done.append(place)
         if done:
             await self._store.write(partial(_forget, done))
+
+    def _retire_unused(self, key: AccountKey, tx: Transaction) -> bool:
+        move = tx.move(key.account)
+        handles = {present.handle for present in tx.account_keys(key.account)}
+        if key.handle in handles or (move is not None and move.key == key):
+            return False
+        self.retire(tx, [key])
+        return True
+
+
+def _retired(account: str, after: int, tx: Transaction) -> list[tuple[int, AccountKey]]:
+    return tx.retired_keys(_BATCH, account, after)
 
 
 def _forget(places: list[int], tx: Transaction) -> None:

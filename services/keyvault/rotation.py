@@ -123,16 +123,17 @@ class Rotation:
                     changes[wish.asker.account] = change
         after: dict[str, AccountRecord] = {}
         if changes:
-            after = await self._store.write(partial(_replace, list(changes.values())))
-            await self._destroy([key for account in after for key in changes[account].before.keys.values()])
+            try:
+                after = await self._store.write(partial(_replace, list(changes.values())))
+            finally:
+                # Those that were turned off meanwhile as well.
+                for account in changes:
+                    self._kms.forget(account)
+            old = [key for account in after for key in changes[account].before.keys.values()]
+            await self._retirements.destroy_local(old)
         for wish in group:
             if not wish.answer.done():
                 wish.answer.set_result(after.get(wish.asker.account))
-
-    async def _destroy(self, old: list[AccountKey]) -> None:
-        for account in {key.account for key in old}:
-            self._kms.forget(account)
-        await self._retirements.destroy_local(old)
 
     async def _change(self, asker: Asker, present: _Present) -> _Change | None:
         account, keys = present.account, present.keys

@@ -74,11 +74,7 @@ class Vault:
         if not ids.is_id(asker.account) and asker.account != INSTALLATION:
             raise invalid("account", "is not an id")
         if await self._store.read(lambda tx: tx.account(asker.account)) is None:
-            key = await self._kms.new_key(asker.account, 1)
-            if await self._store.write(partial(self._add_account, asker, key)):
-                return
-            # Somebody else was first, so nothing was ever wrapped under this one.
-            await self._kms.destroy_key(key)
+            await self._completion.run(self._provision(asker))
         await self.describe(asker)
 
     async def describe(self, asker: Asker) -> AccountRecord:
@@ -121,6 +117,17 @@ class Vault:
         if not _RESOURCE.fullmatch(resource):
             raise invalid("resource", "is not an id")
         await self._store.write(partial(self._append, asker, action, resource, None))
+
+    async def _provision(self, asker: Asker) -> None:
+        key = await self._kms.new_key(asker.account, 1)
+        try:
+            added = await self._store.write(partial(self._add_account, asker, key))
+        except SealcombError:
+            await self._retirements.discard(key)
+            raise
+        if not added:
+            # Somebody else was first, so nothing was ever wrapped under this one.
+            await self._retirements.discard(key)
 
     async def _disable(self, asker: Asker) -> AccountRecord:
         after = _or_raise(

@@ -235,3 +235,20 @@ def _assert_refused(result: subprocess.CompletedProcess[str], why: str) -> None:
     assert why in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("seconds", ["3599.9", "2", "0", "nan", "inf", "soon"])
+def test_a_replaced_key_that_could_go_before_a_permit_ends_is_refused_at_the_start(
+    install: _Install, seconds: str
+) -> None:
+    """D20: what took the key before it was replaced may seal with it until its permit ends."""
+    refused = install.run(SEALCOMB_AGED_KEY_S=seconds)
+    assert refused.returncode == 1
+    assert refused.stderr.strip() == "sealcomb-keyvault: settings missing or wrong: SEALCOMB_AGED_KEY_S"
+
+
+def test_a_replaced_key_may_be_kept_for_longer(install: _Install) -> None:
+    """The twin: an hour is the least, and a day is a setting like any other."""
+    install.environment["SEALCOMB_AGED_KEY_S"] = "86400"
+    with install.serving() as started:
+        assert started.poll() is None

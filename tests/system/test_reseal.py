@@ -25,8 +25,8 @@ _Result = TypeVar("_Result")
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation in which a replaced key may be sealed with for two seconds only."""
-    environ = {"SEALCOMB_DATA_KEY_TTL_S": "1", "SEALCOMB_AGED_KEY_S": "2"}
+    """An installation whose services hold data keys for a second only."""
+    environ = {"SEALCOMB_DATA_KEY_TTL_S": "1"}
     with running(tmp_path_factory.mktemp("installation"), environ=environ) as installation:
         yield installation
 
@@ -39,6 +39,15 @@ def _data_keys(installation: Installation, account: str) -> dict[str, str]:
             (account,),
         )
         return dict(rows.fetchall())
+
+
+def _an_hour_passes(installation: Installation, account: str) -> None:
+    """Makes the account's replaced keys look as old as they must be to go."""
+    database = installation.data / "keyvault" / "keyvault.db"
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        connection.execute(
+            "UPDATE data_keys SET aged_us = aged_us - 3600000000 WHERE account=? AND aged_us > 0", (account,)
+        )
 
 
 def _reseal(account: Account) -> int:
@@ -92,6 +101,8 @@ def test_everything_moves_to_new_data_keys_and_the_old_ones_are_destroyed(quick:
     key = client.keys.rotate(new_data_keys=True)
     assert (key.version, key.aged_data_keys) == (2, len(old))
     assert _reseal(account) == 3
+    assert client.keys.get().aged_data_keys == len(old)
+    _an_hour_passes(quick, account.id)
     # A service that is killed now has lost nothing, and the next pass goes on.
     _kill_services(quick)
     end = time.monotonic() + _WITHIN_S
