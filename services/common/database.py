@@ -155,7 +155,12 @@ def run_migrations(config: Config, metadata: sa.MetaData) -> None:
         _claim(connection, config.attributes["service"])
         _refuse_newer(connection, config)
         context.configure(
-            connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True
+            connection=connection,
+            target_metadata=metadata,
+            render_as_batch=True,
+            transactional_ddl=True,
+            # Whose database it is no service's migrations say.
+            include_name=lambda name, kind, _: kind != "table" or name != IDENTITY.name,
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -346,7 +346,7 @@ class Edge:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(90)
 
     def log(self) -> str:
         """What the process and Envoy wrote."""

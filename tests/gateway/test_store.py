@@ -204,6 +204,7 @@ def test_the_schema_goes_down_and_up_again(url: str) -> None:
         "config = Config()\n"
         "config.set_main_option('script_location', str(resources.files('services.gateway') / 'migrations'))\n"
         "config.attributes['engine'] = open_engine(sys.argv[1])\n"
+        "config.attributes['service'] = 'gateway'\n"
         "command.upgrade(config, 'head')\n"
         "command.downgrade(config, '0001')\n"
         "command.upgrade(config, 'head')\n"
