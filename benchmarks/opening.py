@@ -20,7 +20,7 @@ from benchmarks.wire import vectors
 from services.vectorstore import editing
 from services.vectorstore.index import build_graph
 from services.vectorstore.operations import UpsertPoints
-from services.vectorstore.snapshot import open_snapshot
+from services.vectorstore.parts import read_part
 from services.vectorstore.upkeep import Keeper
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node, settle
 
@@ -41,11 +41,10 @@ async def measure(folder: Path, rows: int, dimension: int) -> tuple[float, float
         started = time.perf_counter()
         use = await space.use()
         opened.append((time.perf_counter() - started) * 1000)
-        head, scope = use.collection.head, use.collection.scope
-        row = next(row for row in node.store.snapshots(scope.collection) if row.lsn == head.snapshot_lsn)
+        keeper: Keeper = use.collection.on_applied.__self__  # type: ignore[attr-defined]
         started = time.perf_counter()
-        parts = node._objects.stream(row.object_key)
-        open_snapshot(use.key, scope, row.lsn, head.snapshot_digest, parts)
+        for part in keeper._layout.parts:
+            read_part(node._objects, {use.key.id: use.key}, use.collection.scope, part)
         unsealed.append((time.perf_counter() - started) * 1000)
     await node.close()
     return statistics.median(opened), statistics.median(unsealed)

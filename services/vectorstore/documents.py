@@ -16,7 +16,7 @@ import numpy.typing as npt
 from services.vectorstore.arrays import Growable
 from services.vectorstore.columns import Columns, Indexed
 from services.vectorstore.filters import Filter, resolve
-from services.vectorstore.index import Mask, Metric
+from services.vectorstore.index import Mask, Metric, Rows
 from services.vectorstore.lexical import LexicalIndex, analyse
 from services.vectorstore.metadata import fields_of
 from services.vectorstore.operations import (
@@ -32,6 +32,9 @@ from services.vectorstore.state import Capture, Look, Point, State, Steps
 _PRINCIPAL = "principal"
 _ROW_BYTES = 250
 _DOCUMENT_BYTES = 1500
+# What a passage and a document take in a segment beside vectors, texts and metadata, about.
+_STORED_PASSAGE_BYTES = 40
+_STORED_DOCUMENT_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,11 @@ class DocumentState(State):
     def documents(self) -> int:
         """Documents that are there."""
         return len(self._stored)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of documents ever given, dead ones too."""
+        return len(self._numbered)
 
     @property
     def next_number(self) -> int:
@@ -246,36 +254,63 @@ class DocumentState(State):
 
 
 class DocumentCapture(Capture):
-    """The documents as they were."""
+    """The documents as they were; an item is a document, by its number."""
+
+    text = True
 
     def __init__(self, state: DocumentState, stored: list[Stored], passages: list[Passage | None]) -> None:
         self._state = state
-        self._vectors, self._live = state.index.freeze()
-        self._graph = state.index.graph
-        self._stored, self._passages = stored, passages
+        self._vectors, self.live = state.index.freeze()
+        self.graph = state.index.graph
+        self.live_items = np.zeros(state.numbers, np.bool_)
+        self._stored, self._passages = {document.number: document for document in stored}, passages
+        self.live_items[list(self._stored)] = True
 
-    def operations(self) -> Iterator[Operation]:
-        """Puts of all documents, in order of creation, which is the order of their rows."""
-        for stored in self._stored:
+    def sizes(self, items: Rows) -> npt.NDArray[np.int64]:
+        """Vectors, texts, postings, and what stands in the record."""
+        return np.fromiter(map(self._size, items.tolist()), np.int64, len(items))
+
+    def rows_of(self, items: Rows) -> npt.NDArray[np.int64]:
+        """One for each passage."""
+        counts = (self._stored[number].count for number in items.tolist())
+        return np.fromiter(counts, np.int64, len(items))
+
+    def operations(self, items: Rows) -> Iterator[Operation]:
+        """Puts of the documents, in order of creation, which is the order of their rows."""
+        for number in items.tolist():
+            stored = self._stored[number]
             rows = slice(stored.first, stored.first + stored.count)
-            passages = [passage for passage in self._passages[rows] if passage is not None]
-            yield PutDocument(stored.document, passages, self._vectors[rows])
+            yield PutDocument(stored.document, self._of(stored), self._vectors[rows])
 
-    def postings(self) -> Iterator[tuple[str, bytes]]:
-        """The postings of living rows, numbered as `operations` will number them."""
-        return iter(self._state.lexical.dump(self._live))
+    def postings(self, items: Rows) -> Iterator[tuple[str, bytes]]:
+        """The postings of their rows."""
+        return iter(self._state.lexical.dump(self._rows(items)))
 
-    def lengths(self) -> bytes:
-        """The lengths of living passages."""
-        return self._state.lexical.dump_lengths(self._live).astype("<u4").tobytes()
-
-    def graph(self) -> bytes:
-        """The graph as it was, its rows numbered as `operations` will number them."""
-        return b"" if self._graph is None else self._graph.pack(self._live)
+    def lengths(self, items: Rows) -> bytes:
+        """The lengths of their passages."""
+        return self._state.lexical.dump_lengths(self._rows(items)).astype("<u4").tobytes()
 
     def release(self) -> None:
         """Lets deleted vectors be wiped again."""
         self._state.index.thaw()
+
+    def _rows(self, items: Rows) -> Mask:
+        rows = np.zeros(len(self.live), np.bool_)
+        for number in items.tolist():
+            stored = self._stored[number]
+            rows[stored.first : stored.first + stored.count] = True
+        return rows
+
+    def _of(self, stored: Stored) -> list[Passage]:
+        rows = slice(stored.first, stored.first + stored.count)
+        return [passage for passage in self._passages[rows] if passage is not None]
+
+    def _size(self, number: int) -> int:
+        stored = self._stored[number]
+        texts = sum(len(passage.text.encode()) for passage in self._of(stored))
+        vectors: int = stored.count * (4 * self._vectors.shape[1] + _STORED_PASSAGE_BYTES)
+        # A text's postings take less than it does.
+        return len(stored.document.metadata) + 2 * texts + vectors + _STORED_DOCUMENT_BYTES
 
 
 def _point_id(document_id: str, index: int) -> str:

@@ -150,11 +150,24 @@ def build_graph(plan: GraphPlan, stop: threading.Event) -> Graph | None:
     return Graph(index, _shape(index, plan.rows), plan.rows, plan.until)
 
 
-def unpack_graph(raw: memoryview, metric: Metric, vectors: Vectors) -> Graph:
-    """A graph that `pack` gave, for an index that has these rows; in a thread. Raises BadShape."""
+def unpack_graph(
+    raw: memoryview, metric: Metric, vectors: Vectors, places: Rows | None = None
+) -> Graph | None:
+    """A graph that `pack` gave, for an index that has its rows; in a thread. Raises BadShape.
+
+    `places` says which row of the index each packed one is, -1 for none; None where they are the same. The
+    first rows of the index are those that are there. Nothing where none is.
+    """
     shape, rows, until = unpack(raw)
-    if until > len(vectors) or not (rows >= 0).any():
+    if places is not None:
+        if until > len(places):
+            raise BadShape
+        rows = np.where(rows < 0, -1, places[rows])
+        until = int(np.count_nonzero(places[:until] >= 0))
+    if until > len(vectors):
         raise BadShape
+    if not (rows >= 0).any():
+        return None
     taken: Vectors = vectors[rows]
     if metric is Metric.COSINE:
         taken = unit(taken)

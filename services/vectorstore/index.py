@@ -33,9 +33,9 @@ _TAIL_MIN = 2_000
 _DEAD_SHARE_MAX = 0.3
 
 
-def load_graph(raw: memoryview, into: VectorIndex) -> Graph:
-    """A graph that `Graph.pack` gave, for an index that has its rows; in a thread. Raises BadShape."""
-    return unpack_graph(raw, into.metric, into.every_vector)
+def load_graph(raw: memoryview, into: VectorIndex, places: Rows | None = None) -> Graph | None:
+    """A graph that `Graph.pack` gave, for an index that has its rows; see graph.py. Raises BadShape."""
+    return unpack_graph(raw, into.metric, into.every_vector, places)
 
 
 class VectorIndex:

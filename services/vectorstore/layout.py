@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,8 @@ from services.vectorstore.parts import Part
 
 # With the seal it stays below 32 MiB, but for one item that is longer by itself.
 SEGMENT_BYTES = 31 * 1024**2
-# A smaller segment beside one that is written is always taken in.
-_SMALL_BYTES = 1024**2
+# A segment of at most twice this is always taken in by one that is written beside it.
+_SMALL_BYTES = 512 * 1024
 
 Items = npt.NDArray[np.int64]
 Ordinals = npt.NDArray[np.uint64]
@@ -111,9 +112,7 @@ def plan(
     return [part for run in _runs(stretches) for part in _cut(run, sizes_of)]
 
 
-def _present(
-    layout: Layout, live: Mask, sizes_of: Callable[[Items], npt.NDArray[np.int64]]
-) -> list[Stretch]:
+def _present(layout: Layout, live: Mask, sizes_of: Callable[[Items], npt.NDArray[np.int64]]) -> list[Stretch]:
     living: Items = live.nonzero()[0]
     ordinals = layout.ordinals[living]
     stretches, end = [], 0
@@ -129,10 +128,11 @@ def _present(
 def _absorb(stretches: Sequence[Stretch]) -> bool:
     """Takes one small segment into its neighbour that is written; whether there was one."""
     runs = _runs(stretches)
-    for run, (beside, *_) in [*zip(runs, runs[1:], strict=False), *zip(runs[1:], runs, strict=False)]:
+    for run, (beside, *_) in [*pairwise(runs), *zip(runs[1:], runs, strict=False)]:
         if run[0].segment is None and beside.segment is not None:
             written = sum(stretch.size_bytes for stretch in run)
-            small = beside.size_bytes <= max(written, _SMALL_BYTES)
+            # Twice, so that each is about half of the one before it: few, and each written few times.
+            small = beside.size_bytes <= 2 * max(written, _SMALL_BYTES)
             if small and beside.size_bytes + written <= SEGMENT_BYTES:
                 beside.segment = None
                 return True

@@ -14,6 +14,7 @@ import re
 import threading
 import unicodedata
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,14 +112,25 @@ class LexicalIndex:
         """Counts rows that were added as living."""
         self._length_sum += int(self._lengths.view()[first : first + count].sum())
 
-    def load(self, lengths: npt.NDArray[np.uint32], postings: Iterable[tuple[str, bytes]]) -> None:
-        """Fills an empty index with what `dump_lengths` and `dump` gave."""
-        self._lengths.extend(lengths)
-        self._length_sum = int(lengths.sum())
-        for term, raw in postings:
-            known = self._postings[term] = array("Q")
-            known.frombytes(raw)
-            self._posting_count += len(known)
+    def load(
+        self, lengths: npt.NDArray[np.uint32], postings: Iterable[tuple[str, bytes]], kept: Mask | None = None
+    ) -> None:
+        """Adds living passages at the end, as `dump_lengths` and `dump` gave them; those of a mask."""
+        all_kept = kept is None or bool(kept.all())
+        if kept is not None and not all_kept:
+            lengths = lengths[kept]
+        first = self._lengths.extend(lengths)
+        self._length_sum += int(lengths.sum())
+        new_rows = None if kept is None or all_kept else np.cumsum(kept) - 1
+        for term, dumped in postings:
+            same = not first and new_rows is None
+            raw = dumped if same else _moved(dumped, first, kept, new_rows)
+            if raw:
+                known = self._postings.get(term)
+                if known is None:
+                    known = self._postings[term] = array("Q")
+                known.frombytes(raw)
+                self._posting_count += len(raw) // 8
 
     def remove(self, rows: npt.NDArray[np.int64]) -> None:
         """Counts rows as dead."""
@@ -182,22 +194,35 @@ class LexicalIndex:
         return rows[kept], counts[kept]
 
     def dump(self, live: Mask) -> Iterable[tuple[str, bytes]]:
-        """By term, the postings of living rows, numbered anew from 0 in order; for another thread.
+        """By term, the postings of the rows of a mask, numbered anew from 0 in order; for another thread.
 
         Rows beyond the mask came later and are left out.
         """
+        named = live.nonzero()[0]
+        if not len(named):
+            return
+        begin, end = int(named[0]) << _COUNT_BITS, (int(named[-1]) + 1) << _COUNT_BITS
         new_rows = np.cumsum(live) - 1
-        # Both copies are single steps of the interpreter, so the event loop may go on adding.
+        # The copies are single steps of the interpreter, so the event loop may go on adding at the ends.
         for term, known in list(self._postings.items()):
-            postings = np.frombuffer(known[:], np.uint64)
-            rows = (postings >> np.uint64(_COUNT_BITS)).astype(np.int64)
-            kept = rows < len(live)
-            kept[kept] = live[rows[kept]]
-            if kept.any():
-                moved = new_rows[rows[kept]].astype(np.uint64) << np.uint64(_COUNT_BITS)
-                yield term, (moved | (postings[kept] & np.uint64(_COUNT_MAX))).tobytes()
+            if known[-1] >= begin:
+                low = bisect_left(known, begin)
+                raw = _moved(known[low : bisect_left(known, end, low)].tobytes(), 0, live, new_rows)
+                if raw:
+                    yield term, raw
 
     def dump_lengths(self, live: Mask) -> npt.NDArray[np.uint32]:
-        """The lengths of living rows."""
+        """The lengths of the rows of a mask."""
         lengths: npt.NDArray[np.uint32] = self._lengths.view()[: len(live)][live]
         return lengths
+
+
+def _moved(raw: bytes, first: int, kept: Mask | None, new_rows: npt.NDArray[np.int64] | None) -> bytes:
+    """Postings of the rows that are kept, as rows from `first` on."""
+    postings = np.frombuffer(raw, np.uint64)
+    rows = (postings >> np.uint64(_COUNT_BITS)).astype(np.int64)
+    if kept is not None and new_rows is not None:
+        there = kept[rows]
+        postings, rows = postings[there], new_rows[rows[there]]
+    moved = (rows + first).astype(np.uint64) << np.uint64(_COUNT_BITS)
+    return (moved | (postings & np.uint64(_COUNT_MAX))).tobytes()

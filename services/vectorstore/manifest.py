@@ -73,7 +73,11 @@ class Manifest:
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest's bytes."""
-    out = [prefix(MAGIC, manifest.moment), _U64.pack(manifest.next_ordinal), _U32.pack(len(manifest.segments))]
+    out = [
+        prefix(MAGIC, manifest.moment),
+        _U64.pack(manifest.next_ordinal),
+        _U32.pack(len(manifest.segments)),
+    ]
     for listed in manifest.segments:
         gone = b"" if listed.gone is None else np.packbits(listed.gone, bitorder="little").tobytes()
         out += (_part(listed.part), _U32.pack(listed.items), _bytes(gone))

@@ -1,9 +1,9 @@
 """Sealed objects of a snapshot, each written once under a name that is given once.
 
-A part is named `<kind>-<random id>` and sealed as Identity(account, collection, kind, object=id); the manifest
-(manifest.py) names it with its SHA-256, so a part that is missing, changed, doubled, older or another
-collection's is refused. No byte of an object may be parsed, let alone reach native code, before all
-of it proved right: `open_object` returns nothing until then.
+A part is named `<kind>-<random id>` and sealed as Identity(account, collection, kind, object=id); the
+manifest (manifest.py) names it with its SHA-256, so a part that is missing, changed, doubled, older or
+another collection's is refused. No byte of an object may be parsed, let alone reach native code, before
+all of it proved right: `open_object` returns nothing until then.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def object_key(scope: Scope, name: str) -> str:
     return f"{scope.account}/{scope.collection}/{name}"
 
 
-def put_part(
-    objects: ObjectStore, key: DataKey, scope: Scope, name: str, plaintext: Iterable[bytes]
-) -> Part:
+def put_part(objects: ObjectStore, key: DataKey, scope: Scope, name: str, plaintext: Iterable[bytes]) -> Part:
     """Seals and stores a part."""
     sealed = seal_object(key, _identity(scope, name), plaintext)
     digest, size = put_object(objects, object_key(scope, name), sealed)

@@ -10,15 +10,17 @@ import numpy.typing as npt
 from services.vectorstore.arrays import Growable
 from services.vectorstore.columns import Indexed
 from services.vectorstore.filters import Filter, resolve
-from services.vectorstore.index import Mask, Metric, VectorIndex, Vectors
+from services.vectorstore.index import Mask, Metric, Rows, VectorIndex, Vectors
 from services.vectorstore.metadata import fields_of
 from services.vectorstore.operations import DeletePoints, Operation, UpdatePoints, UpsertPoints
 from services.vectorstore.reader import DataDamaged
-from services.vectorstore.state import Capture, Look, Point, State, Steps, living
+from services.vectorstore.state import Capture, Look, Point, State, Steps
 
 _BATCH = 1000
 # What a row takes beside its vector, metadata and text: strings, list places, the id's entry.
 _ROW_BYTES = 300
+# What a point takes in a segment beside its vector and contents.
+_STORED_BYTES = 28
 
 
 class PointState(State):
@@ -166,7 +168,9 @@ class PointState(State):
 
 
 class PointCapture(Capture):
-    """The points as they were."""
+    """The points as they were; an item is a row."""
+
+    text = False
 
     def __init__(
         self,
@@ -177,15 +181,29 @@ class PointCapture(Capture):
         texts: list[str],
     ) -> None:
         self._index = index
-        self._vectors, self._live = index.freeze()
-        self._graph = index.graph
+        self._vectors, self.live = index.freeze()
+        self.live_items = self.live
+        self.graph = index.graph
         self._ids, self._versions, self._metadata, self._texts = ids, versions, metadata, texts
 
-    def operations(self) -> Iterator[Operation]:
-        """Upserts of all points, in order of their rows."""
-        rows = living(self._live)
-        for start in range(0, len(rows), _BATCH):
-            part = rows[start : start + _BATCH]
+    def sizes(self, items: Rows) -> npt.NDArray[np.int64]:
+        """A vector, what the caller gave beside it, and the numbers between."""
+        content = (
+            len(self._ids[row].encode()) + len(self._metadata[row]) + len(self._texts[row].encode())
+            for row in items.tolist()
+        )
+        fixed = 4 * self._vectors.shape[1] + _STORED_BYTES
+        sizes: npt.NDArray[np.int64] = np.fromiter(content, np.int64, len(items)) + fixed
+        return sizes
+
+    def rows_of(self, items: Rows) -> npt.NDArray[np.int64]:
+        """One each."""
+        return np.ones(len(items), np.int64)
+
+    def operations(self, items: Rows) -> Iterator[Operation]:
+        """Upserts of the points, in order of their rows."""
+        for start in range(0, len(items), _BATCH):
+            part = items[start : start + _BATCH]
             vectors: Vectors = self._vectors[part]
             places = part.tolist()
             yield UpsertPoints(
@@ -196,17 +214,13 @@ class PointCapture(Capture):
                 self._versions[part].tolist(),
             )
 
-    def postings(self) -> Iterator[tuple[str, bytes]]:
+    def postings(self, items: Rows) -> Iterator[tuple[str, bytes]]:
         """None: points have no lexical index."""
         return iter(())
 
-    def lengths(self) -> bytes:
+    def lengths(self, items: Rows) -> bytes:
         """None."""
         return b""
-
-    def graph(self) -> bytes:
-        """The graph as it was, its rows numbered as `operations` will number them."""
-        return b"" if self._graph is None else self._graph.pack(self._live)
 
     def release(self) -> None:
         """Lets deleted vectors be wiped again."""

@@ -49,6 +49,10 @@ class Reader:
         self._at = end
         return part
 
+    def rest(self) -> memoryview:
+        """All that is left."""
+        return self.take(len(self._view) - self._at)
+
     def u8(self) -> int:
         """The next byte."""
         return self.take(1)[0]

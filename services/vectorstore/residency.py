@@ -147,7 +147,7 @@ class Residency:
         finally:
             if self._flights.get(descriptor.id) is flight:
                 del self._flights[descriptor.id]
-        keeper = Keeper(opened.collection, self._upkeep, opened.snapshot_bytes)
+        keeper = Keeper(opened.collection, self._upkeep, opened.layout, leftovers=opened.leftovers)
         resident = Resident(descriptor.account, opened.collection, keeper)
         if flight.dropped:
             # A key may have gone meanwhile; the caller asks for it again.

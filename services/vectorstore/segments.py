@@ -32,12 +32,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from services.vectorstore.columns import Indexed
 from services.vectorstore.documents import DocumentState
-from services.vectorstore.index import Graph, Mask, load_graph
+from services.vectorstore.index import Graph, Mask, Metric, load_graph
 from services.vectorstore.layout import Items, Ordinals
 from services.vectorstore.lexical import ANALYSER
 from services.vectorstore.manifest import DOCUMENTS, POINTS
 from services.vectorstore.operations import Operation, PutDocument, UpsertPoints, decode, encode
+from services.vectorstore.points import PointState
 from services.vectorstore.reader import DataDamaged, Reader
 from services.vectorstore.shape import BadShape
 from services.vectorstore.state import Capture, State
@@ -79,7 +81,11 @@ def load_segment(raw: bytes | bytearray, into: State, gone: Mask | None) -> Ordi
     if (magic, kind == DOCUMENTS, dimension) != (_SEGMENT_MAGIC, text, into.index.dimension):
         raise DataDamaged
     ordinals = np.frombuffer(reader.take(8 * count), "<u8").astype(np.uint64)
-    if not count or (np.diff(ordinals.astype(np.int64)) <= 0).any() or (gone is not None and len(gone) != count):
+    if (
+        not count
+        or (np.diff(ordinals.astype(np.int64)) <= 0).any()
+        or (gone is not None and len(gone) != count)
+    ):
         raise DataDamaged
     same_analyser = reader.text() == ANALYSER
     there = np.ones(count, np.bool_) if gone is None else ~gone
@@ -89,6 +95,12 @@ def load_segment(raw: bytes | bytearray, into: State, gone: Mask | None) -> Ordi
     else:
         _load_points(into, operations, there)
     return ordinals
+
+
+def new_state(text: bool, dimension: int, metric: Metric, indexed: Indexed = None) -> State:
+    """The empty state of a collection; the fields that filters may name."""
+    kind = DocumentState if text else PointState
+    return kind(dimension, metric, indexed)
 
 
 def dump_graph(capture: Capture, graph: Graph, ordinals: Ordinals) -> Iterator[bytes]:

@@ -1,207 +1,213 @@
-"""Snapshots: the whole state of a collection at one lsn as one sealed object.
+"""Snapshots: the state of a collection at one lsn as a sealed manifest and the sealed parts that it names.
 
-The plaintext, little-endian, with texts and bytes as in operations.py:
+A snapshot writes what is new since the one before, what has to be without its deleted items, and the
+manifest; all other parts stay. An object is noted in SQL before it is written. Then the head moves to the
+manifest's digest, so to all of its parts, and the log is trimmed, in one transaction; only after that old
+objects go. A crash in between leaves the old snapshot or the new one, and objects that the next one removes.
 
-    8    magic "SCSNAP01"
-    u8   kind: 1 points, 2 documents
-    u32  dimension
-    u8   metric
-    u64  lsn
-    32   chain of the log at that lsn
-    u64  next document sequence, or version of points (0 in snapshots without versions)
-    text analyser of the lexical index
-    then sections: u8 tag, u64 length, content; in this order
-         1 operations that make the state from nothing; any number of sections
-         2 lengths of the passages (u32 each)
-         3 postings: (text term, bytes postings) repeated; any number
-         4 graph of the vectors (shape.py), if there is one
-         0 end, empty
-
-Sealed as Identity(account, collection, "snapshot", version=lsn). The plaintext never touches a
-disk, and no byte of it is parsed before the whole object was authenticated.
+No plaintext of it ever touches a disk.
 """
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.common.errors import DataLoss
-from services.common.sealing import DataKey, Opener, OpenFailed, Sealer
+from services.common.errors import Unavailable
+from services.common.objects import ObjectStore
+from services.common.sealing import DataKey
 from services.vectorstore.columns import Indexed
 from services.vectorstore.documents import DocumentState
-from services.vectorstore.index import Metric, load_graph
-from services.vectorstore.lexical import ANALYSER
+from services.vectorstore.index import Graph, load_graph
+from services.vectorstore.layout import Layout, Segment, Stretch, plan
 from services.vectorstore.log import Scope
-from services.vectorstore.operations import PutDocument, decode, encode
+from services.vectorstore.manifest import Listed, Manifest, Moment, encode
+from services.vectorstore.operations import PutDocument
+from services.vectorstore.parts import (
+    GRAPH,
+    SEGMENT,
+    Part,
+    SnapshotBroken,
+    new_name,
+    object_key,
+    put_object,
+    put_part,
+    read_part,
+    seal_object,
+)
 from services.vectorstore.points import PointState
-from services.vectorstore.reader import DataDamaged, Reader
-from services.vectorstore.shape import BadShape
+from services.vectorstore.reader import DataDamaged
+from services.vectorstore.segments import adopt_graph, dump_graph, dump_segment, load_segment, new_state
 from services.vectorstore.state import Capture, State
+from services.vectorstore.store import PartRow, SnapshotRow, Store
 
-_MAGIC = b"SCSNAP01"
-_PREFIX = struct.Struct("<8sBIBQ32sQ")
-_SECTION = struct.Struct("<BQ")
-_U32 = struct.Struct("<I")
-_END, _OPERATIONS, _LENGTHS, _POSTINGS, _GRAPH = 0, 1, 2, 3, 4
-_POINTS, _DOCUMENTS = 1, 2
-_PART_BYTES = 256 * 1024
-_SIZE_BYTES_MAX = 64 * 1024**3
-
-
-class SnapshotBroken(DataLoss):
-    """The snapshot's object is not the one that was written."""
-
-    reason = "SNAPSHOT_BROKEN"
-
-    def __init__(self) -> None:
-        super().__init__("the collection's snapshot is missing or changed; restore it from a backup")
+# Segments of other keys that one snapshot seals anew: what a reseal does before it may stop.
+RESEAL_SEGMENTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """What a snapshot is of."""
+class Wish:
+    """What a snapshot is for, beside what is new. `erase`: no deleted item may stay in any part.
 
-    text: bool
-    dimension: int
-    metric: Metric
-    lsn: int
-    chain: bytes
-    next_number: int
+    `reseal`: parts under other keys are sealed anew, some of them. `has_graph`: the stored graph is the
+    present one.
+    """
 
-
-def seal_snapshot(key: DataKey, scope: Scope, lsn: int, parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The sealed object of a snapshot's plaintext, in parts."""
-    sealer = Sealer(key, scope.identity("snapshot", lsn))
-    for part in parts:
-        yield sealer.update(part)
-    yield sealer.finalize()
+    erase: bool = False
+    reseal: bool = False
+    has_graph: bool = False
 
 
-def open_snapshot(key: DataKey, scope: Scope, lsn: int, digest: bytes, parts: Iterable[bytes]) -> bytearray:
-    """The plaintext of a sealed object, once all of it has proved right. Raises SnapshotBroken."""
-    opener = Opener(key, scope.identity("snapshot", lsn))
-    plaintext = bytearray()
-    seen = hashlib.sha256()
-    try:
-        for part in parts:
-            seen.update(part)
-            plaintext += opener.update(part)
-            if len(plaintext) > _SIZE_BYTES_MAX:
-                raise SnapshotBroken
-        plaintext += opener.finalize()
-    except OpenFailed:
-        raise SnapshotBroken from None
-    if seen.digest() != digest:
-        raise SnapshotBroken
-    return plaintext
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A snapshot whose objects are there, and which the head may name."""
+
+    layout: Layout
+    digest: bytes
 
 
-def dump(moment: Moment, capture: Capture) -> Iterator[bytes]:
-    """The plaintext of a snapshot, in parts; for another thread."""
-    kind = _DOCUMENTS if moment.text else _POINTS
-    analyser = ANALYSER.encode()
-    yield (
-        _PREFIX.pack(
-            _MAGIC,
-            kind,
-            moment.dimension,
-            moment.metric.value,
-            moment.lsn,
-            moment.chain,
-            moment.next_number,
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes one snapshot; blocks, so in a thread."""
+
+    store: Store
+    objects: ObjectStore
+    key: DataKey
+    scope: Scope
+    stop: threading.Event
+
+    def write(self, moment: Moment, capture: Capture, stored: Layout, wish: Wish) -> Written:
+        """Writes the parts that a capture needs beside those that are stored, and the manifest."""
+        layout = stored.covering(len(capture.live_items))
+        stretches = plan(
+            layout, capture.live_items, capture.sizes, _Unwanted(wish, self.key.id, RESEAL_SEGMENTS)
         )
-        + _U32.pack(len(analyser))
-        + analyser
-    )
-    for operation in capture.operations():
-        yield _section(_OPERATIONS, encode([operation]))
-    if moment.text:
-        yield _section(_LENGTHS, capture.lengths())
-        gathered: list[bytes] = []
-        size = 0
-        for term, postings in capture.postings():
-            raw = term.encode()
-            gathered += (_U32.pack(len(raw)), raw, _U32.pack(len(postings)), postings)
-            size += len(raw) + len(postings)
-            if size > _PART_BYTES:
-                yield _section(_POSTINGS, b"".join(gathered))
-                gathered, size = [], 0
-        yield _section(_POSTINGS, b"".join(gathered))
-    graph = capture.graph()
-    if graph:
-        yield _section(_GRAPH, graph)
-    yield _section(_END, b"")
+        names = [new_name(SEGMENT) if stretch.segment is None else "" for stretch in stretches]
+        graph = self._kept_graph(capture, layout, wish)
+        graph_name = new_name(GRAPH) if capture.graph is not None and graph is None else ""
+        self._note(moment, [name for name in (*names, graph_name) if name])
+        listed, segments = [], []
+        for stretch, name in zip(stretches, names, strict=True):
+            segment = stretch.segment or self._put(capture, stretch, layout, name, moment.dimension)
+            segments.append(segment)
+            listed.append(Listed(segment.part, len(segment.ordinals), stretch.gone(layout)))
+        if graph_name and capture.graph is not None:
+            self._go_on()
+            # Where none of its rows lives the part is empty, and no manifest names it.
+            content = list(dump_graph(capture, capture.graph, layout.ordinals))
+            graph = put_part(self.objects, self.key, self.scope, graph_name, content) if content else None
+        manifest = encode(Manifest(moment, layout.next_ordinal, listed, graph))
+        sealed = seal_object(self.key, self.scope.identity("snapshot", moment.lsn), [manifest])
+        self._go_on()
+        digest, _size = put_object(self.objects, _manifest_key(self.scope, moment.lsn), sealed)
+        gone = sum(int(np.count_nonzero(each.gone)) for each in listed if each.gone is not None)
+        return Written(replace(layout, segments=tuple(segments), graph=graph, gone=gone), digest)
+
+    def _kept_graph(self, capture: Capture, layout: Layout, wish: Wish) -> Part | None:
+        part = layout.graph if wish.has_graph and capture.graph is not None else None
+        return None if part is not None and wish.reseal and part.key_id != self.key.id else part
+
+    def _note(self, moment: Moment, names: list[str]) -> None:
+        rows = [PartRow(name, object_key(self.scope, name), self.key.id) for name in names]
+        row = SnapshotRow(moment.lsn, _manifest_key(self.scope, moment.lsn), self.key.id)
+        self.store.plan_snapshot(self.scope.collection, row, rows)
+
+    def _put(self, capture: Capture, stretch: Stretch, layout: Layout, name: str, dimension: int) -> Segment:
+        self._go_on()
+        ordinals = layout.ordinals[stretch.items]
+        content = dump_segment(capture, stretch.items, ordinals, dimension)
+        return Segment(put_part(self.objects, self.key, self.scope, name, content), ordinals)
+
+    def _go_on(self) -> None:
+        if self.stop.is_set():
+            raise Unavailable("the collection was just closed; try again", retry_after_s=0.1)
 
 
-def load(plaintext: bytes | bytearray, indexed: Indexed = None) -> tuple[Moment, State]:
-    """What `dump` gave, as a state of its own. Raises DataDamaged."""
-    reader = Reader(plaintext)
-    try:
-        magic, kind, dimension, metric, lsn, chain, number = _PREFIX.unpack(reader.take(_PREFIX.size))
-        moment = Moment(kind == _DOCUMENTS, dimension, Metric(metric), lsn, chain, number)
-    except ValueError:
-        raise DataDamaged from None
-    if magic != _MAGIC or kind not in (_POINTS, _DOCUMENTS) or not dimension:
-        raise DataDamaged
-    same_analyser = reader.text() == ANALYSER
-    state = new_state(moment.text, dimension, moment.metric, indexed)
-    lengths = np.empty(0, np.uint32)
-    postings: list[memoryview] = []
-    graph: memoryview | None = None
-    while True:
-        tag, size = reader.u8(), reader.u64()
-        content = reader.take(size)
-        if tag == _OPERATIONS:
-            _restore(state, content, dimension, same_analyser)
-        elif tag == _LENGTHS:
-            lengths = np.frombuffer(content, "<u4").astype(np.uint32)
-        elif tag == _POSTINGS:
-            postings.append(content)
-        elif tag == _GRAPH:
-            graph = content
-        elif tag == _END and reader.at_end:
-            break
-        else:
+@dataclass(slots=True)
+class _Unwanted:
+    """Says of a segment whether it must be written again."""
+
+    wish: Wish
+    key_id: str
+    left: int
+
+    def __call__(self, segment: Segment, gone: int) -> bool:
+        if self.wish.reseal and segment.part.key_id != self.key_id and self.left:
+            self.left -= 1
+            return True
+        return self.wish.erase and gone > 0
+
+
+def read_parts(
+    objects: ObjectStore, keys: Mapping[str, DataKey], scope: Scope, manifest: Manifest, indexed: Indexed
+) -> tuple[State, Layout]:
+    """The state that a manifest's parts make; one part is in memory at a time. Raises DataLoss."""
+    moment = manifest.moment
+    state = new_state(moment.text, moment.dimension, moment.metric, indexed)
+    segments: list[Segment] = []
+    living = [np.empty(0, np.uint64)]
+    for listed in manifest.segments:
+        ordinals = load_segment(read_part(objects, keys, scope, listed.part), state, listed.gone)
+        before = int(segments[-1].ordinals[-1]) if segments else -1
+        if len(ordinals) != listed.items or not before < int(ordinals[0]):
             raise DataDamaged
-    if isinstance(state, DocumentState):
-        state.next_sequence = number
-        if same_analyser:
-            state.lexical.load(lengths, _postings(postings))
-    elif isinstance(state, PointState):
-        state.next_version = max(state.next_version, number)
-    if graph is not None:
-        try:
-            state.index.adopt_graph(load_graph(graph, state.index))
-        except BadShape:
-            raise DataDamaged from None
-    return moment, state
+        segments.append(Segment(listed.part, ordinals))
+        living.append(ordinals if listed.gone is None else ordinals[~listed.gone])
+    ordinals = np.concatenate(living)
+    if segments and int(segments[-1].ordinals[-1]) >= manifest.next_ordinal:
+        raise DataDamaged
+    if manifest.graph is not None:
+        adopt_graph(read_part(objects, keys, scope, manifest.graph), state, ordinals)
+    set_next_number(state, moment.next_number)
+    gone = sum(listed.items for listed in manifest.segments) - len(ordinals)
+    return state, Layout(tuple(segments), manifest.graph, ordinals, manifest.next_ordinal, gone)
 
 
-def new_state(text: bool, dimension: int, metric: Metric, indexed: Indexed = None) -> State:
-    """The empty state of a collection; the fields that filters may name."""
-    kind = DocumentState if text else PointState
-    return kind(dimension, metric, indexed)
-
-
-def _restore(state: State, content: memoryview, dimension: int, same_analyser: bool) -> None:
-    for operation in decode(content, dimension):
-        if isinstance(state, DocumentState) and isinstance(operation, PutDocument) and same_analyser:
+def copy(moment: Moment, capture: Capture, indexed: Indexed) -> State:
+    """A state with what lives in a capture alone; in a thread."""
+    state = new_state(moment.text, moment.dimension, moment.metric, indexed)
+    items = capture.live_items.nonzero()[0]
+    for operation in capture.operations(items):
+        if isinstance(state, DocumentState) and isinstance(operation, PutDocument):
             state.restore(operation)
         else:
             state.apply(operation)
+    if isinstance(state, DocumentState):
+        state.lexical.load(np.frombuffer(capture.lengths(items), "<u4"), capture.postings(items))
+    packed = b"" if capture.graph is None else capture.pack(capture.graph)
+    graph: Graph | None = load_graph(memoryview(packed), state.index) if packed else None
+    if graph is not None:
+        state.index.adopt_graph(graph)
+    set_next_number(state, moment.next_number)
+    return state
 
 
-def _postings(sections: Iterable[memoryview]) -> Iterator[tuple[str, bytes]]:
-    for section in sections:
-        reader = Reader(section)
-        while not reader.at_end:
-            yield reader.text(), reader.raw()
+def set_next_number(state: State, number: int) -> None:
+    """Goes on with the numbers where they were."""
+    if isinstance(state, DocumentState):
+        state.next_sequence = number
+    elif isinstance(state, PointState):
+        state.next_version = max(state.next_version, number)
 
 
-def _section(tag: int, content: bytes) -> bytes:
-    return _SECTION.pack(tag, len(content)) + content
+def discard_old(store: Store, objects: ObjectStore, collection: str, current: int, layout: Layout) -> None:
+    """Deletes all objects but the current snapshot's, with those that a crash left half done."""
+    named = {part.name for part in layout.parts}
+    for snapshot in store.snapshots(collection):
+        if snapshot.lsn != current:
+            objects.delete(snapshot.object_key)
+            store.forget_snapshot(collection, snapshot.lsn)
+    for part in store.parts(collection):
+        if part.name not in named:
+            objects.delete(part.object_key)
+            store.forget_part(collection, part.name)
+
+
+def _manifest_key(scope: Scope, lsn: int) -> str:
+    return object_key(scope, f"snap-{lsn:020d}")
+
+
+__all__ = ["Moment", "SnapshotBroken", "Wish", "Writer", "Written", "copy", "discard_old", "read_parts"]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from services.vectorstore.columns import Columns, Indexed
 from services.vectorstore.filters import Filter
-from services.vectorstore.index import Mask, Metric, Rows, VectorIndex
+from services.vectorstore.index import Graph, Mask, Metric, Rows, VectorIndex
 from services.vectorstore.operations import Operation
 
 # Returns how many points or documents the operation wrote or removed.
@@ -50,27 +50,46 @@ class Look:
 
 
 class Capture(abc.ABC):
-    """A state as it was at one moment, for another thread. `release` it on the event loop."""
+    """A state as it was at one moment, for another thread. `release` it on the event loop.
+
+    An item is what comes and goes as a whole: a point, or a document with its passages. Items are numbered
+    from 0 on in the order in which they were put, those that are gone too.
+    """
+
+    text: bool
+    # By item, whether it lives.
+    live_items: Mask
+    graph: Graph | None
+    # By row, whether it lives.
+    live: Mask
 
     @abc.abstractmethod
-    def operations(self) -> Iterator[Operation]:
-        """Operations that make the captured state from nothing."""
+    def sizes(self, items: Rows) -> npt.NDArray[np.int64]:
+        """How many bytes each of some living items takes in storage, about."""
 
     @abc.abstractmethod
-    def postings(self) -> Iterator[tuple[str, bytes]]:
-        """The lexical index for the state that `operations` makes: postings by term."""
+    def rows_of(self, items: Rows) -> npt.NDArray[np.int64]:
+        """How many rows each of some living items has."""
 
     @abc.abstractmethod
-    def lengths(self) -> bytes:
-        """The lengths of its passages, u32 each."""
+    def operations(self, items: Rows) -> Iterator[Operation]:
+        """Operations that make these living items, in their order."""
 
     @abc.abstractmethod
-    def graph(self) -> bytes:
-        """The graph for the state that `operations` makes; empty if there is none."""
+    def postings(self, items: Rows) -> Iterator[tuple[str, bytes]]:
+        """Postings of these items by term, rows numbered as `operations` will number them."""
+
+    @abc.abstractmethod
+    def lengths(self, items: Rows) -> bytes:
+        """The lengths of their passages, u32 each."""
 
     @abc.abstractmethod
     def release(self) -> None:
         """Lets the state wipe again what was deleted."""
+
+    def pack(self, graph: Graph) -> bytes:
+        """A graph of these rows, numbered as all living items will be; empty where none of its rows lives."""
+        return graph.pack(self.live)
 
 
 class State(abc.ABC):

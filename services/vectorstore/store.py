@@ -1,4 +1,4 @@
-"""The vectorstore's tables: collections, their logs, and where their snapshots are.
+"""The vectorstore's tables: collections, their logs, and where their snapshots and parts are.
 
 Everything a caller sent is sealed before it comes here. A collection's row holds its head: the
 sealed end of its log. Appending moves the head and adds the records in one transaction, and only if
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -54,6 +55,15 @@ snapshots = sa.Table(
     metadata,
     sa.Column("collection", sa.String(26), primary_key=True),
     sa.Column("lsn", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("object_key", sa.String(256), nullable=False),
+    sa.Column("key_id", sa.String(26), nullable=False),
+)
+# Objects that a snapshot's manifest names, and those of others that a crash left.
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("collection", sa.String(26), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("object_key", sa.String(256), nullable=False),
     sa.Column("key_id", sa.String(26), nullable=False),
 )
@@ -111,6 +121,24 @@ class SnapshotRow:
     lsn: int
     object_key: str
     key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartRow:
+    """Where a part of a snapshot is, complete or not."""
+
+    name: str
+    object_key: str
+    key_id: str
+
+
+class Stored(NamedTuple):
+    """One consistent view of a collection: its row, its snapshots with their parts, and its log."""
+
+    row: CollectionRow
+    snapshots: list[SnapshotRow]
+    records: Sequence[tuple[int, bytes]]
+    parts: list[PartRow]
 
 
 _COLUMNS = [collections.c[name] for name in CollectionRow.__dataclass_fields__]
@@ -191,15 +219,17 @@ class Store:
             return [(row[0], int(row[1]), int(row[2])) for row in connection.execute(query)]
 
     def delete(self, account: str, id_: str) -> list[str]:
-        """Deletes a collection's rows; returns the keys of its snapshots."""
+        """Deletes a collection's rows; returns the keys of its objects."""
         with _storage(), self._engine.begin() as connection:
             mine = sa.and_(collections.c.account == account, collections.c.id == id_)
             if not connection.execute(collections.delete().where(mine)).rowcount:
                 return []
             connection.execute(log.delete().where(log.c.collection == id_))
-            keys = connection.execute(sa.select(snapshots.c.object_key).where(snapshots.c.collection == id_))
-            object_keys = list(keys.scalars())
-            connection.execute(snapshots.delete().where(snapshots.c.collection == id_))
+            object_keys: list[str] = []
+            for table in (snapshots, parts):
+                keys = connection.execute(sa.select(table.c.object_key).where(table.c.collection == id_))
+                object_keys += keys.scalars()
+                connection.execute(table.delete().where(table.c.collection == id_))
         return object_keys
 
     def replace_descriptor(self, row: CollectionRow, sealed: bytes) -> bool:
@@ -226,10 +256,8 @@ class Store:
             done = {place: _move(connection, appends[place]) for place in places}
         return [done[place] for place in range(len(appends))]
 
-    def read(
-        self, account: str, id_: str
-    ) -> tuple[CollectionRow, list[SnapshotRow], Sequence[tuple[int, bytes]]] | None:
-        """One consistent view of a collection: its row, its snapshots and its log."""
+    def read(self, account: str, id_: str) -> Stored | None:
+        """A collection as it is stored."""
         mine = sa.and_(collections.c.account == account, collections.c.id == id_)
         records = sa.select(log.c.lsn, log.c.sealed).where(log.c.collection == id_).order_by(log.c.lsn)
         with _storage(), self._reader.begin() as connection:
@@ -237,7 +265,7 @@ class Store:
             if row is None:
                 return None
             tail = [(int(record[0]), bytes(record[1])) for record in connection.execute(records)]
-            return CollectionRow(*row), _snapshots(connection, id_), tail
+            return Stored(CollectionRow(*row), _snapshots(connection, id_), tail, _parts(connection, id_))
 
     def sealing_keys(self, collection: str) -> set[str]:
         """The data keys that anything of a collection names: head, log records, snapshots."""
@@ -255,21 +283,39 @@ class Store:
                     .distinct()
                 ).scalars(),
             ]
-            named = {row.key_id for row in _snapshots(connection, collection)}
+            noted: list[SnapshotRow | PartRow] = [
+                *_snapshots(connection, collection),
+                *_parts(connection, collection),
+            ]
+            named = {row.key_id for row in noted}
         return named | {key_id_of(bytes(head)) for head in heads}
 
-    def plan_snapshot(self, collection: str, snapshot: SnapshotRow) -> None:
-        """Notes an object before it is written, so that a crash leaves none that nobody knows."""
+    def plan_snapshot(self, collection: str, snapshot: SnapshotRow, new: Sequence[PartRow] = ()) -> None:
+        """Notes objects before they are written, so that a crash leaves none that nobody knows."""
         mine = sa.and_(snapshots.c.collection == collection, snapshots.c.lsn == snapshot.lsn)
         with _storage(), self._engine.begin() as connection:
             connection.execute(snapshots.delete().where(mine))
             values = {name: getattr(snapshot, name) for name in SnapshotRow.__dataclass_fields__}
             connection.execute(snapshots.insert().values(collection=collection, **values))
+            if new:
+                rows = [{"collection": collection, **asdict(row)} for row in new]
+                connection.execute(parts.insert(), rows)
 
     def snapshots(self, collection: str) -> list[SnapshotRow]:
         """All snapshots that are noted."""
         with _storage(), self._reader.connect() as connection:
             return _snapshots(connection, collection)
+
+    def parts(self, collection: str) -> list[PartRow]:
+        """All parts that are noted."""
+        with _storage(), self._reader.connect() as connection:
+            return _parts(connection, collection)
+
+    def forget_part(self, collection: str, name: str) -> None:
+        """Removes the note of a part that is gone."""
+        mine = sa.and_(parts.c.collection == collection, parts.c.name == name)
+        with _storage(), self._engine.begin() as connection:
+            connection.execute(parts.delete().where(mine))
 
     def forget_snapshot(self, collection: str, lsn: int) -> None:
         """Removes the note of an object that is gone."""
@@ -319,6 +365,12 @@ def _snapshots(connection: sa.Connection, collection: str) -> list[SnapshotRow]:
     query = sa.select(*(snapshots.c[name] for name in SnapshotRow.__dataclass_fields__))
     rows = connection.execute(query.where(snapshots.c.collection == collection).order_by(snapshots.c.lsn))
     return [SnapshotRow(*row) for row in rows]
+
+
+def _parts(connection: sa.Connection, collection: str) -> list[PartRow]:
+    query = sa.select(*(parts.c[name] for name in PartRow.__dataclass_fields__))
+    rows = connection.execute(query.where(parts.c.collection == collection).order_by(parts.c.name))
+    return [PartRow(*row) for row in rows]
 
 
 @contextmanager

@@ -7,9 +7,8 @@ and brings its result back on the event loop; a collection that was closed meanw
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -20,14 +19,15 @@ from services.common.errors import SealcombError, Unavailable
 from services.common.objects import ObjectStore
 from services.common.sealing import DataKey
 from services.vectorstore.collection import Collection, Decision
-from services.vectorstore.columns import Indexed
 from services.vectorstore.documents import DocumentState
-from services.vectorstore.index import build_graph
+from services.vectorstore.index import Graph, build_graph
+from services.vectorstore.layout import Layout
 from services.vectorstore.log import Head
+from services.vectorstore.manifest import Moment
 from services.vectorstore.operations import DeleteDocument, DeletePoints, Operation
-from services.vectorstore.snapshot import Moment, dump, load, seal_snapshot
+from services.vectorstore.snapshot import Wish, Writer, copy, discard_old
 from services.vectorstore.state import Capture, State
-from services.vectorstore.store import SnapshotRow, Store
+from services.vectorstore.store import Store
 
 _log = structlog.get_logger("upkeep")
 _T = TypeVar("_T")
@@ -36,6 +36,7 @@ _COMPACT_DEAD_MIN = 1000
 _COMPACT_DEAD_SHARE = 0.3
 _CATCH_UP_MAX = 64
 _QUIET_S = 5.0
+_RETRY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,20 @@ class Upkeep:
 class Keeper:
     """Keeps one collection in shape."""
 
-    def __init__(self, collection: Collection, upkeep: Upkeep, snapshot_bytes: int) -> None:
+    def __init__(
+        self, collection: Collection, upkeep: Upkeep, layout: Layout, *, leftovers: bool = False
+    ) -> None:
         self._collection = collection
         self._upkeep = upkeep
-        # The newest snapshot, about.
-        self.snapshot_bytes = snapshot_bytes
+        # What is stored, and the graph that its graph part is of.
+        self._layout = layout
+        self._stored_graph: Graph | None = collection.state.index.graph if layout.graph else None
+        self._leftovers = leftovers
         self._stop = threading.Event()
         self._job: asyncio.Task[None] | None = None
         self._later: asyncio.TimerHandle | None = None
         self._erase: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._erase_due = False
         # A graph was built that no snapshot has: after a restart it would be built again.
         self._graph_due = False
@@ -80,12 +86,17 @@ class Keeper:
     async def close(self) -> None:
         """Stops; a job that cannot stop at once ends without effect."""
         self._stop.set()
-        for timer in (self._later, self._erase):
+        for timer in (self._later, self._erase, self._retry):
             if timer is not None:
                 timer.cancel()
         if self._job is not None:
             self._job.cancel()
             await asyncio.wait([self._job])
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """The newest snapshot, about."""
+        return self._layout.size_bytes
 
     def start(self, key: DataKey) -> None:
         """Looks for work right after opening."""
@@ -114,7 +125,10 @@ class Keeper:
         collection, index = self._collection, self._collection.state.index
         if index.dead >= max(_COMPACT_DEAD_MIN, int(index.rows * _COMPACT_DEAD_SHARE)):
             return self._compact
-        long = max(self._upkeep.log_bytes, self.snapshot_bytes // 2)
+        if self._leftovers:
+            return self._discard
+        # A snapshot looks at all that is there, so with much there it comes after more.
+        long = max(self._upkeep.log_bytes, min(self.snapshot_bytes // 8, 8 * self._upkeep.log_bytes))
         tail = collection.tail
         if (
             tail.size_bytes > long
@@ -137,8 +151,14 @@ class Keeper:
         finally:
             self._job = None
         if done:
-            # A job that failed is tried again after the next write, not at once and for ever.
             self._consider()
+        elif self._retry is None and not self._stop.is_set():
+            # Tried again after a while or with the next write: what is deleted has to leave in time.
+            self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._again)
+
+    def _again(self) -> None:
+        self._retry = None
+        self._consider()
 
     def _quiet(self) -> None:
         self._later = None
@@ -161,10 +181,16 @@ class Keeper:
             await asyncio.wait([self._job])
         if self._stop.is_set():
             raise Unavailable("the collection was just closed; try again", retry_after_s=0.1)
-        # A snapshot of its own, also where nothing was written since the last one.
-        self._key, self._graph_due = key, True
-        job = self._job = asyncio.create_task(self._run(self.snapshot))
+        self._key = key
+        job = self._job = asyncio.create_task(self._run(lambda: self._reseal(key)))
         await asyncio.wait([job])
+
+    async def _reseal(self, key: DataKey) -> None:
+        """Some parts at a time, so that what is done stays done."""
+        # One of its own, also where nothing was written since the last one.
+        await self.snapshot(reseal=True)
+        while not self._stop.is_set() and any(part.key_id != key.id for part in self._layout.parts):
+            await self.snapshot(reseal=True)
 
     async def _graph(self) -> None:
         collection = self._collection
@@ -189,8 +215,9 @@ class Keeper:
             return self._moment(), collection.state.capture()
 
         moment, capture = await collection.at_rest(begin)
+        has_graph = capture.graph is self._stored_graph
         try:
-            state = await self._in_thread(_copy, moment, capture, collection.state.columns.indexed)
+            state = await self._in_thread(copy, moment, capture, collection.state.columns.indexed)
             while collection.since is not None and len(collection.since) > _CATCH_UP_MAX:
                 missed, collection.since = collection.since, []
                 await self._in_thread(_catch_up, state, missed)
@@ -198,6 +225,9 @@ class Keeper:
             def end() -> None:
                 _catch_up(state, collection.since or ())
                 collection.state = state
+                # Ordinals stay, so the parts stay what they are.
+                self._layout = self._layout.compacted(capture.live_items)
+                self._stored_graph = state.index.graph if has_graph else None
                 collection.resize()
 
             await collection.at_rest(end)
@@ -206,35 +236,49 @@ class Keeper:
             capture.release()
         self._dead = state.index.dead
 
-    async def snapshot(self) -> None:
+    async def snapshot(self, *, reseal: bool = False) -> None:
         """Writes a snapshot of the present state and shortens the log to what came after it."""
+        due = self._graph_due, self._erase_due
+        self._graph_due = self._erase_due = False
+        try:
+            await self._snapshot(due, reseal=reseal)
+        except SealcombError:
+            self._graph_due, self._erase_due = self._graph_due or due[0], self._erase_due or due[1]
+            raise
+
+    async def _snapshot(self, due: tuple[bool, bool], *, reseal: bool) -> None:
         collection, upkeep, key = self._collection, self._upkeep, self._key
-        scope = collection.scope
-        graph_due, self._graph_due, self._erase_due = self._graph_due, False, False
         if key is None:
             return
         if collection.head.lsn == collection.head.snapshot_lsn:
-            if not graph_due:
+            if not any(due) and not reseal:
                 return
             # A snapshot is never replaced by another of the same lsn, so the log moves on, changing nothing.
             await collection.write(_nothing, key)
         moment, capture = await collection.at_rest(lambda: (self._moment(), collection.state.capture()))
+        # Deletions that come while it is written are for the next one.
+        wish = Wish(erase=due[1], reseal=reseal, has_graph=capture.graph is self._stored_graph)
+        writer = Writer(upkeep.store, upkeep.objects, key, collection.scope, self._stop)
         try:
-            row = SnapshotRow(
-                moment.lsn, f"{scope.account}/{scope.collection}/snap-{moment.lsn:020d}", key.id
-            )
-            await self._in_thread(upkeep.store.plan_snapshot, scope.collection, row)
-            parts = seal_snapshot(key, scope, moment.lsn, dump(moment, capture))
-            digest, size = await self._in_thread(_put, upkeep.objects, row.object_key, parts)
+            written = await self._in_thread(writer.write, moment, capture, self._layout, wish)
         finally:
             capture.release()
 
         def moved(now: Head) -> Head:
-            return replace(now, snapshot_lsn=moment.lsn, snapshot_digest=digest)
+            return replace(now, snapshot_lsn=moment.lsn, snapshot_digest=written.digest)
 
         await collection.write(lambda _state: Decision((), lambda _counts: None, moved, moment.lsn), key)
-        self.snapshot_bytes = size
-        await self._in_thread(discard_old, upkeep.store, upkeep.objects, scope.collection, moment.lsn)
+        self._layout, self._stored_graph = written.layout, capture.graph
+        # What is gone from the state but still in a part waits for its erasure.
+        collection.tail.deletions |= written.layout.gone > 0
+        await self._discard()
+
+    async def _discard(self) -> None:
+        """Deletes what the present snapshot does not name."""
+        upkeep, current = self._upkeep, self._collection.head.snapshot_lsn
+        collection = self._collection.scope.collection
+        await self._in_thread(discard_old, upkeep.store, upkeep.objects, collection, current, self._layout)
+        self._leftovers = False
 
     def _moment(self) -> Moment:
         state, head = self._collection.state, self._collection.head
@@ -257,33 +301,6 @@ class Keeper:
 def _nothing(state: State) -> Decision[None]:
     nothing = DeleteDocument("") if isinstance(state, DocumentState) else DeletePoints(())
     return Decision([nothing], lambda _counts: None)
-
-
-def discard_old(store: Store, objects: ObjectStore, collection: str, current: int) -> None:
-    """Deletes every snapshot but the current one, with those that a crash left half done."""
-    for row in store.snapshots(collection):
-        if row.lsn != current:
-            objects.delete(row.object_key)
-            store.forget_snapshot(collection, row.lsn)
-
-
-def _put(objects: ObjectStore, key: str, parts: Iterable[bytes]) -> tuple[bytes, int]:
-    digest = hashlib.sha256()
-    size = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal size
-        for part in parts:
-            digest.update(part)
-            size += len(part)
-            yield part
-
-    objects.put(key, counted())
-    return digest.digest(), size
-
-
-def _copy(moment: Moment, capture: Capture, indexed: Indexed) -> State:
-    return load(b"".join(dump(moment, capture)), indexed)[1]
 
 
 def _catch_up(state: State, operations: Iterable[Operation]) -> None:

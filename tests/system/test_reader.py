@@ -115,8 +115,11 @@ def _everything(files: _Files, account: str) -> Iterator[_Object]:
         ):
             yield files.object("log", (account, id_, "log", "", at), sealed)
     for collection, name, sealed in files.stored("vectorstore", account):
-        place = (account, collection, "snapshot", "", int(name.removeprefix("snap-")))
-        yield files.object("snapshot", place, sealed)
+        kind, _, rest = name.partition("-")
+        if kind == "snap":
+            yield files.object("snapshot", (account, collection, "snapshot", "", int(rest)), sealed)
+        else:
+            yield files.object(kind, (account, collection, kind, rest, 0), sealed)
     for collection, name, sealed in files.stored("ingest", account):
         yield files.object("original", (account, collection, "original", name, 0), sealed)
     for id_, collection, payload, cursor in files.rows(
@@ -202,8 +205,8 @@ def found(installed: Installation, account: Account) -> list[_Object]:
 
 
 _KINDS = {
-    "account key", "data key", "descriptor", "head", "log", "snapshot", "original", "ingestion", "item",
-    "description", "credential", "account name", "token",
+    "account key", "data key", "descriptor", "head", "log", "snapshot", "segment", "original", "ingestion",
+    "item", "description", "credential", "account name", "token",
 }  # fmt: skip
 
 
@@ -211,13 +214,14 @@ def test_the_reader_opens_what_every_service_sealed(found: list[_Object], site: 
     plain = defaultdict(list)
     for each in found:
         plain[each.kind].append(each.read())
-    assert set(plain) - {"cursor"} == _KINDS
+    assert set(plain) - {"cursor", "graph"} == _KINDS
     assert b"The canary text of a document." in plain["original"]
     assert b"canary name of an account of tests" in plain["account name"][0]
     assert any(b"canary label of a token of tests" in token for token in plain["token"])
     assert any(b'"vectors"' in descriptor for descriptor in plain["descriptor"])
     assert any(b"The canary text" in record for record in plain["log"])
-    assert plain["snapshot"][0].startswith(b"SCSNAP01")
+    assert plain["snapshot"][0].startswith(b"SCPART01")
+    assert all(segment.startswith(b"SCSEGM01") for segment in plain["segment"])
     assert any(site[0].url.encode() in description for description in plain["description"])
     assert {len(key) for key in plain["data key"]} == {32}
 

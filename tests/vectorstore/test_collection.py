@@ -82,11 +82,10 @@ async def test_a_snapshot_shortens_the_log_and_replaces_the_one_before(node: Nod
     await snapshot_now(space)
     stored = node.store.read(descriptor.account, descriptor.id)
     assert stored is not None
-    _row, snapshots, records = stored
-    assert [snapshot.lsn for snapshot in snapshots] == [4]
-    assert not records
-    objects = [path.name for path in (tmp_path / "objects").rglob("snap-*")]
-    assert objects == [f"snap-{4:020d}"]
+    assert [snapshot.lsn for snapshot in stored.snapshots] == [4]
+    assert not stored.records
+    (segment,) = stored.parts
+    assert node._objects.list("") == sorted([segment.object_key, stored.snapshots[0].object_key])
 
 
 async def test_f23_a_snapshot_under_writes_is_exactly_the_state_at_its_lsn(node: Node) -> None:
@@ -285,16 +284,18 @@ async def test_a_missing_or_changed_snapshot_is_a_named_loss(node: Node, tmp_pat
     await space.upsert({"a": [1, 0, 0, 0]})
     await snapshot_now(space)
     await reopen(space)
-    (path,) = (tmp_path / "objects").rglob("snap-*")
-    whole = path.read_bytes()
-    for damage in (whole[:-1], b"", None):
-        path.unlink(missing_ok=True)
-        if damage is not None:
-            path.write_bytes(damage)
-        with pytest.raises(DataLoss) as caught:
-            await space.contents()
-        assert caught.value.reason == "SNAPSHOT_BROKEN"
-    path.write_bytes(whole)
+    paths = [path for path in (tmp_path / "objects").rglob("*") if path.is_file()]
+    assert {path.name.partition("-")[0] for path in paths} == {"snap", "segment"}
+    for path in paths:
+        whole = path.read_bytes()
+        for damage in (whole[:-1], b"", None):
+            path.unlink(missing_ok=True)
+            if damage is not None:
+                path.write_bytes(damage)
+            with pytest.raises(DataLoss) as caught:
+                await space.contents()
+            assert caught.value.reason == "SNAPSHOT_BROKEN"
+        path.write_bytes(whole)
     assert set(await space.contents()) == {"a"}
 
 

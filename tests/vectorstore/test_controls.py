@@ -11,14 +11,14 @@ import pytest
 
 from services.common.errors import ResourceExhausted, SealcombError
 from services.common.sealing import Opener
-from services.vectorstore import snapshot
+from services.vectorstore import parts
 from services.vectorstore.collection import Collection
 from services.vectorstore.filters import OneOf
 from services.vectorstore.index import Graph, Metric, VectorIndex, build_graph
 from services.vectorstore.operations import DeletePoints
-from services.vectorstore.snapshot import SnapshotBroken, open_snapshot
+from services.vectorstore.parts import SnapshotBroken
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node
-from tests.vectorstore.test_snapshot import KEY, SCOPE, dumped, moment_of, parts, points, sealed
+from tests.vectorstore.snapshots import SCOPE, dump, dumped, moment_of, open_whole, pieces, points, sealed
 
 
 def _graph_after_a_deletion() -> list[int]:
@@ -46,7 +46,7 @@ def _dump_of_a_capture_before_a_deletion() -> bytes:
     capture = state.capture()
     moment = moment_of(state)
     state.apply(DeletePoints(["p1", "p2"]))
-    raw = b"".join(snapshot.dump(moment, capture))
+    raw = b"".join(dump(moment, capture))
     capture.release()
     return raw
 
@@ -73,10 +73,10 @@ def test_f2_twin_without_end_and_digest_a_cut_snapshot_would_open(
     raw, digest = sealed(dumped(points(2000)))
     cut = raw[: len(raw) // 2]
     with pytest.raises(SnapshotBroken):
-        open_snapshot(KEY, SCOPE, 9, digest, parts(cut))
+        open_whole(SCOPE, digest, pieces(cut))
     monkeypatch.setattr(Opener, "finalize", lambda _self: b"")
-    monkeypatch.setattr(snapshot.hashlib, "sha256", _Anything)  # type: ignore[attr-defined]
-    assert len(open_snapshot(KEY, SCOPE, 9, digest, parts(cut))) > 10_000
+    monkeypatch.setattr(parts.hashlib, "sha256", _Anything)  # type: ignore[attr-defined]
+    assert len(open_whole(SCOPE, digest, pieces(cut))) > 10_000
 
 
 class _Anything:

@@ -21,17 +21,19 @@ from services.vectorstore.index import Graph, Metric, VectorIndex, build_graph, 
 from services.vectorstore.node import Limits, Node
 from services.vectorstore.reader import DataDamaged
 from services.vectorstore.shape import BadShape, unpack
-from services.vectorstore.snapshot import load
+from services.vectorstore.whole import load
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node, settle, vector_of
+from tests.vectorstore.snapshots import documents, dumped, points
 from tests.vectorstore.test_index import METRICS, clustered, exact, filled, recall, with_graph
-from tests.vectorstore.test_snapshot import documents, dumped, points
 
 
 def moved(index: VectorIndex) -> VectorIndex:
     """The living rows in an index of their own, with the graph as a snapshot carries it."""
     assert isinstance(index.graph, Graph)
     other = filled(index.metric, index.vectors(np.flatnonzero(index.live)))
-    other.adopt_graph(load_graph(memoryview(index.graph.pack(index.live)), other))
+    graph = load_graph(memoryview(index.graph.pack(index.live)), other)
+    assert graph is not None
+    other.adopt_graph(graph)
     return other
 
 

@@ -1,97 +1,39 @@
-"""Snapshots: whole and unchanged, or refused before a byte is parsed."""
+"""Snapshots of before there were parts: whole and unchanged, or refused before a byte is parsed."""
 
 from __future__ import annotations
-
-import hashlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from services.common import ids
 from services.common.errors import DataLoss
-from services.common.sealing import DataKey
-from services.vectorstore import snapshot
+from services.vectorstore import whole
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import Metric
 from services.vectorstore.log import Scope
-from services.vectorstore.operations import (
-    DeletePoints,
-    Document,
-    Passage,
-    PutDocument,
-    UpsertPoints,
-)
+from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.parts import SnapshotBroken
 from services.vectorstore.points import PointState
 from services.vectorstore.reader import DataDamaged
-from services.vectorstore.snapshot import Moment, SnapshotBroken, dump, load, open_snapshot, seal_snapshot
 from services.vectorstore.state import State
-from tests.vectorstore.fakes import metadata_of, vector_of
-
-KEY = DataKey(ids.from_bytes(bytes(16)), bytes(range(32)))
-SCOPE = Scope("account", "collection")
-
-
-def points(count: int = 300) -> PointState:
-    """Points with gaps."""
-    state = PointState(8, Metric.COSINE)
-    names = [f"p{number}" for number in range(count)]
-    vectors = np.stack([vector_of(name, 8) for name in names])
-    raws = [metadata_of({"number": number}) for number in range(count)]
-    state.apply(UpsertPoints(names, vectors, raws, [f"text {name}" for name in names]))
-    state.apply(DeletePoints(names[::5]))
-    return state
-
-
-def documents(count: int = 30) -> DocumentState:
-    """Documents with a gap."""
-    state = DocumentState(8, Metric.COSINE)
-    for number in range(count):
-        texts = [f"passage {number} about wax", "honey"]
-        record = Document(
-            f"d{number}", "n", "t", 1, 0, metadata_of({"n": number}), (), 0, "o", f"k{number}", number + 1
-        )
-        state.apply(
-            PutDocument(
-                record,
-                [Passage(place, 0, text) for place, text in enumerate(texts)],
-                np.ones((2, 8), np.float32),
-            )
-        )
-    return state
-
-
-def moment_of(state: State, lsn: int = 9) -> Moment:
-    """A moment for a state."""
-    text = isinstance(state, DocumentState)
-    return Moment(text, state.index.dimension, state.index.metric, lsn, b"c" * 32, state.next_number)
-
-
-def dumped(state: State) -> bytes:
-    """The plaintext of a snapshot."""
-    capture = state.capture()
-    try:
-        return b"".join(dump(moment_of(state), capture))
-    finally:
-        capture.release()
-
-
-def sealed(plaintext: bytes) -> tuple[bytes, bytes]:
-    """An object and its digest."""
-    raw = b"".join(seal_snapshot(KEY, SCOPE, 9, [plaintext]))
-    return raw, hashlib.sha256(raw).digest()
-
-
-def parts(raw: bytes, size: int = 5000) -> Iterator[bytes]:
-    """An object as a store streams it."""
-    return (raw[start : start + size] for start in range(0, len(raw), size))
+from services.vectorstore.whole import load
+from tests.vectorstore.fakes import vector_of
+from tests.vectorstore.snapshots import (
+    SCOPE,
+    documents,
+    dumped,
+    moment_of,
+    open_whole,
+    pieces,
+    points,
+    sealed,
+)
 
 
 @pytest.mark.parametrize("make", [points, documents])
 def test_a_loaded_snapshot_is_the_state_without_its_dead_rows(make: type[State]) -> None:
     state = make()  # type: ignore[call-arg]
     raw, digest = sealed(dumped(state))
-    moment, loaded = load(open_snapshot(KEY, SCOPE, 9, digest, parts(raw)))
+    moment, loaded = load(open_whole(SCOPE, digest, pieces(raw)))
     assert moment == moment_of(state)
     assert loaded.index.dead == 0
     assert (loaded.points, loaded.documents) == (state.points, state.documents)
@@ -108,7 +50,7 @@ def test_the_next_version_is_the_same_after_loading() -> None:
         vectors = np.stack([vector_of(name, 8) for name in names])
         state.apply(UpsertPoints(names, vectors, [b""] * many, [""] * many))
     raw, digest = sealed(dumped(state))
-    _, loaded = load(open_snapshot(KEY, SCOPE, 9, digest, parts(raw)))
+    _, loaded = load(open_whole(SCOPE, digest, pieces(raw)))
     assert loaded.next_number == state.next_number == 3
 
 
@@ -124,7 +66,7 @@ def test_postings_come_back_with_the_same_scores() -> None:
 
 def test_postings_of_another_analyser_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = dumped(documents())
-    monkeypatch.setattr(snapshot, "ANALYSER", "another")
+    monkeypatch.setattr(whole, "ANALYSER", "another")
     loaded = load(raw)[1]
     assert isinstance(loaded, DocumentState)
     assert len(loaded.lexical.search("wax", 50, loaded.index.live).rows) == 30
@@ -135,12 +77,12 @@ def test_f1_every_flipped_byte_of_the_head_and_many_of_the_rest_are_refused_befo
 ) -> None:
     """F1: nothing is parsed, let alone given to native code, before the whole object proved right."""
     raw, digest = sealed(dumped(points()))
-    monkeypatch.setattr(snapshot, "load", lambda _plaintext: pytest.fail("parsed"))
+    monkeypatch.setattr(whole, "load", lambda _plaintext: pytest.fail("parsed"))
     for position in [*range(400), *range(400, len(raw), 97), len(raw) - 1]:
         flipped = bytearray(raw)
         flipped[position] ^= 1
         with pytest.raises(SnapshotBroken):
-            open_snapshot(KEY, SCOPE, 9, digest, parts(bytes(flipped)))
+            open_whole(SCOPE, digest, pieces(bytes(flipped)))
 
 
 def test_f1_twin_unauthenticated_bytes_would_be_parsed() -> None:
@@ -156,19 +98,19 @@ def test_f2_every_cut_is_refused() -> None:
     cuts = {0, 1, len(raw) - 1, *(step + shift for step in range(0, len(raw), 16384) for shift in (-1, 0, 1))}
     for cut in sorted(cut for cut in cuts if 0 <= cut < len(raw)):
         with pytest.raises(SnapshotBroken):
-            open_snapshot(KEY, SCOPE, 9, digest, parts(raw[:cut]))
+            open_whole(SCOPE, digest, pieces(raw[:cut]))
 
 
 def test_f3_another_snapshot_of_the_same_collection_is_refused() -> None:
     """F3: one that was put back from an older time, whatever it says it is."""
     raw, digest = sealed(dumped(points()))
-    older = b"".join(seal_snapshot(KEY, SCOPE, 8, [dumped(points(10))]))
+    older, _digest = sealed(dumped(points(10)), 8)
     same_lsn, _digest = sealed(dumped(points(10)))
     for bad in (older, same_lsn):
         with pytest.raises(SnapshotBroken):
-            open_snapshot(KEY, SCOPE, 9, digest, parts(bad))
+            open_whole(SCOPE, digest, pieces(bad))
     with pytest.raises(SnapshotBroken):
-        open_snapshot(KEY, Scope("account", "other"), 9, digest, parts(raw))
+        open_whole(Scope("account", "other"), digest, pieces(raw))
 
 
 def test_f7_deleted_content_is_in_no_snapshot() -> None:
@@ -177,7 +119,7 @@ def test_f7_deleted_content_is_in_no_snapshot() -> None:
     raw = dumped(state)
     assert vector_of("p1", 8).tobytes() in raw
     assert vector_of("p0", 8).tobytes() not in raw
-    assert b"text p0" not in raw
+    assert b"text p0." not in raw
 
 
 def test_damaged_plaintext_is_refused_not_misread() -> None:

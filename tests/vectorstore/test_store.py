@@ -112,7 +112,7 @@ def test_an_append_moves_the_head_and_a_second_writer_loses_its_place(store: Sto
     assert store.append([move(ids.new_id(), 1)]) == [False]
     read = store.read(ACCOUNT, one.id)
     assert read is not None
-    row, snapshots, records = read
+    row, snapshots, records, _parts = read
     assert (row.head_lsn, row.head, row.points) == (2, b"head 2", 2)
     assert snapshots == []
     assert records == [(lsn, bytes([lsn, 0, 255]) * 40) for lsn in (1, 2)]
