@@ -119,6 +119,35 @@ def test_everything_moves_to_new_data_keys_and_the_old_ones_are_destroyed(quick:
     assert {hit.document_name for hit in client.search("texts", "bees seal cells")} == set(originals)
 
 
+def _looks_again(installation: Installation) -> None:
+    """Makes the next look of the background work due."""
+    database = installation.data / "keyvault" / "keyvault.db"
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        connection.execute("UPDATE reseals SET next_us = 0")
+
+
+def test_old_keys_go_without_a_call_of_their_owner(quick: Installation) -> None:
+    """The services seal anew under the leave that the rotation took, also after they were killed."""
+    account = quick.new_account()
+    client = account.client
+    client.collections.create("vectors", dimension=2)
+    client.points.upsert("vectors", [point("a", [1, 0])])
+    client.collections.create("texts", embedder="default")
+    document = client.documents.upload("texts", b"Drones leave in August.", name="drones.txt").id
+    old = _data_keys(quick, account.id)
+    assert client.keys.rotate(new_data_keys=True).aged_data_keys == len(old)
+    _kill_services(quick)
+    _an_hour_passes(quick, account.id)
+    end = time.monotonic() + _WITHIN_S
+    while _data_keys(quick, account.id).keys() & old.keys():
+        assert time.monotonic() < end
+        _looks_again(quick)
+        time.sleep(1.0)
+    assert client.keys.get().aged_data_keys == 0
+    assert [found.id for found in _eventually(lambda: client.points.get("vectors", ["a"]))] == ["a"]
+    assert _eventually(partial(_download, account, document)) == b"Drones leave in August."
+
+
 def test_it_wants_the_keys_scope(quick: Installation) -> None:
     account = quick.new_account()
     account.client.collections.create("texts", embedder="default")
