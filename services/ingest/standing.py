@@ -2,8 +2,9 @@
 
 A context lives for seconds. Most documents are searchable before that, and for them a permit would be two
 durable writes at keyvault for nothing. So one is asked for only when half of the context's life is over,
-while keyvault still takes the context for it, or when somebody says that the work will be long. This
-module must never let work go on under a context that may run out in the middle of a commit.
+while keyvault still takes the context for it, or when the work that is ahead may take longer than what is
+left of the context. This module must never let work go on under a context that may run out in the middle
+of a commit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from services.common.clock import Clock
 from services.common.context import Caller, acting_as, current_caller
 from services.common.errors import SealcombError
 
-# Enough for a commit, which has deadlines of its own, and for asking keyvault.
+# Enough for a short commit, which has deadlines of its own, and for asking keyvault.
 LEFT_S_MIN = 15.0
 
 _log = structlog.get_logger("uploads")
@@ -57,9 +58,9 @@ class Standing:
         self._asking: asyncio.Task[Caller] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def caller(self, *, long: bool = False) -> Caller:
-        """Whom to act as from now on. Raises what keyvault answers."""
-        if long or self._clock.now_s() > self._own.context.expires_s - LEFT_S_MIN:
+    async def caller(self, *, work_s: float = 0.0) -> Caller:
+        """Whom to act as from now on, for work that may take so long. Raises what keyvault answers."""
+        if self._clock.now_s() + LEFT_S_MIN + work_s > self._own.context.expires_s:
             self._ask()
         if self._asking is None:
             return self._own

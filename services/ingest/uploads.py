@@ -30,8 +30,10 @@ from services.ingest.standing import Permits, Standing
 
 DOCUMENT_TOO_LARGE = "DOCUMENT_TOO_LARGE"
 _PERMIT_MARGIN_S = 90
-# What is larger takes its time to be written.
-_LARGE_BYTES = 4 * 1024 * 1024
+# How slow a commit may be on a machine that has other work: an original to be sealed and written, a passage
+# to be analysed, logged and put into the index.
+_COMMIT_BYTES_PER_S = 256 * 1024
+_COMMIT_PASSAGES_PER_S = 100
 # After these answers the record is certainly not there; after any other one it may be.
 _CERTAIN = frozenset(
     {
@@ -147,7 +149,8 @@ class Uploads:
                     "the upload took too long; send it again", reason="UPLOAD_TOO_SLOW"
                 ) from None
             record = self._record(collection, header, processed, size_bytes)
-            with acting_as(await standing.caller(long=size_bytes > _LARGE_BYTES)):
+            work_s = size_bytes / _COMMIT_BYTES_PER_S + len(processed.passages) / _COMMIT_PASSAGES_PER_S
+            with acting_as(await standing.caller(work_s=work_s)):
                 # Cancelled half way, a commit would be neither done nor undone.
                 return await asyncio.shield(
                     self._spawn(self._commit(collection, record, processed.passages, received))

@@ -50,6 +50,14 @@ class Canaries:
         self._patterns[name] = patterns
         return secret
 
+    def raw(self, name: str, secret: bytes) -> None:
+        """Adds bytes that are no text, such as a part of a file; at least 30 that are somewhere unique."""
+        assert len(secret) >= 2 * _HALF_BYTES, "too short to be unique"
+        patterns: dict[str, bytes] = {}
+        for part, half in (("head", secret[:_HALF_BYTES]), ("tail", secret[-_HALF_BYTES:])):
+            patterns |= {f"{form} {part}": pattern for form, pattern in _byte_forms(half).items()}
+        self._patterns[name] = patterns
+
     def vector(self, name: str, vector: Iterable[float]) -> list[float]:
         """Adds a vector; returns it. Four neighbouring numbers of it are enough to be found."""
         numbers = list(vector)

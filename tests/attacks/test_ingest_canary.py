@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from sealcomb.v1 import ingestion_service_pb2 as pb
-from tests.attacks.ingest.leaks import Scan, clients_file, live_through
+from tests.attacks.ingest.leaks import Scan, clients_file, live_through, plant_documents
 from tests.attacks.ingest.memory import WIPED, copies
 from tests.attacks.ingest.rig import attacked
 from tests.ingest.oauth.providers import User, provider
@@ -48,6 +49,40 @@ async def test_nothing_is_readable_after_any_end(tmp_path: Path) -> None:
         # Three kinds of secret in each step at least, and the source was shown the tokens.
         assert len(scan.canaries.names()) > 5 * len(STEPS)
         assert len(set(scan.attacked.api.seen)) >= 2 * len(STEPS)
+
+
+async def test_nothing_of_a_pdf_or_an_office_document_is_readable(tmp_path: Path) -> None:
+    """E25: neither the file nor the text in it, after its parser's success, its death, and a restart."""
+    async with scanning(tmp_path) as scan:
+        attacked, planted = scan.attacked, plant_documents(scan)
+
+        async def to_its_end(ids: list[str]) -> None:
+            await asyncio.gather(*map(attacked.ended, ids))
+            await scan.tell(ids)
+
+        async def killed(ids: list[str]) -> None:
+            await attacked.api.asked.wait()
+            # Some of them are with their parsers by now.
+            await asyncio.sleep(0.5)
+            attacked.life.kill()
+            await attacked.life.begin()
+            await scan.tell(ids)
+
+        await scan.step("success", to_its_end)
+        await scan.step("kill -9", killed)
+        await scan.step("restart", to_its_end)
+        assert {name: found for name, found in scan.steps.items() if found} == {}
+        assert scan.ends["restart"] == [pb.INGESTION_STATE_SUCCEEDED] * 2
+        # They were parsed: what is searched has the text of each.
+        collection = next(iter(attacked.rig.vectorstore.collections.values()))
+        passages = [passage.text for made in collection.passages.values() for passage in made]
+        for secret in planted.values():
+            assert any(secret in passage for passage in passages)
+        # The twin: a parser that writes the file or the text down is noticed.
+        for name, (_kind, content) in attacked.api.files.items():
+            for made, raw in (("bytes", content), ("text", planted[name].encode())):
+                (attacked.rig.folder / "tmp" / "spilled").write_bytes(raw)
+                assert f"{made} of {name}" in {leak.canary for leak in scan.find()}
 
 
 async def test_a_process_that_keeps_tokens_is_noticed(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def test_every_row_is_there_with_a_twin() -> None:
 
 def test_a_test_that_fails_and_a_twin_that_stays_green_are_counted() -> None:
     row = Proved("E1", "x", ("a.py::test_b", "c.py"), ("c.py::test_twin",))
-    cases = [("tests/a.py::test_b[1]", True), ("tests/a.py::test_b[2]", False), ("tests/a.py::test_bc", True)]
-    cases += [("tests/c.py::test_d", True), ("tests/c.py::test_twin", False)]
-    assert _outcome(row, cases) == Outcome(3, 2, 1, 0)
+    cases = [("tests/a.py::test_b[1]", ""), ("tests/a.py::test_b[2]", "late"), ("tests/a.py::test_bc", "")]
+    cases += [("tests/c.py::test_d", ""), ("tests/c.py::test_twin", "green")]
+    failures = ("tests/a.py::test_b[2]\nlate", "tests/c.py::test_twin\ngreen")
+    assert _outcome(row, cases) == Outcome(3, 2, 1, 0, failures)
     line = Line("E1", "x", "2 of 3 refused", "all", "0 of 1 go through", held=False)
     assert "FAILS" in show([line])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import click
 import grpc
 import pytest
 from click.testing import CliRunner, Result
@@ -103,8 +104,9 @@ class FakeSources(
         failure = self.watches.pop() if self.watches else None
         if failure is not None:
             failure.abort(context)
+        counts = ingestion_service_pb2.IngestionCounts(found=3, indexed=2, unchanged=1)
         yield ingestion_service_pb2.WatchIngestionResponse(
-            ingestion=ingestion_service_pb2.Ingestion(id="i1", state=self.last_state)
+            ingestion=ingestion_service_pb2.Ingestion(id="i1", state=self.last_state, counts=counts)
         )
 
 
@@ -144,8 +146,9 @@ def fake(served: FakeSources) -> FakeSources:
     return served
 
 
-def run(fake: FakeSources, *arguments: str, stdin: str = "") -> Result:
+def run(fake: FakeSources, *arguments: str, stdin: str = "", **variables: str) -> Result:
     environment = {
+        **variables,
         "SEALCOMB_ENDPOINT": fake.connection.endpoint,
         "SEALCOMB_CA_FILE": str(fake.connection.ca_file),
         "SEALCOMB_TOKEN": fake.connection.token,
@@ -246,6 +249,23 @@ def test_an_ingestion_is_followed_to_its_end(fake: FakeSources) -> None:
     assert states[-1] == "INGESTION_STATE_SUCCEEDED"
     assert fake.asked[0].schedule.cron == "0 3 * * *"
     assert fake.asked[0].idempotency_key
+
+
+def test_a_person_sees_how_far_an_ingestion_is_and_a_program_does_not(fake: FakeSources) -> None:
+    """On a terminal a bar is drawn again and again, on standard error; lines for programs stay alone."""
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}
+    create = ("ingest", "create", "notes", "--connection", "c1")
+    done = run(fake, *create, **terminal)
+    assert done.exit_code == 0, done.output
+    plain = click.unstyle(done.stderr)
+    assert "succeeded" in plain
+    assert "3/3" in plain
+    assert "\u2501" in plain
+    assert "\u2501" not in done.stdout
+    quiet = run(fake, *create, "--json", **terminal)
+    assert quiet.exit_code == 0
+    assert quiet.stderr == ""
+    assert [json.loads(line)["id"] for line in quiet.stdout.splitlines()] == ["i1"] * 4
 
 
 def test_a_temporary_token_is_read_unseen_and_asked_for_again(fake: FakeSources) -> None:

@@ -128,6 +128,8 @@ def _scan(folder: Path) -> Line:
 def by_tests(rounds: int) -> Iterator[Line]:
     """The rows whose attacks are tests."""
     for row, outcome in zip(proved.PROVED, proved.outcomes(proved.PROVED, rounds), strict=True):
+        for failure in outcome.failures:
+            print(f"{row.row} FAILED: {failure}", file=sys.stderr)
         yield Line(
             row.row,
             row.attack,

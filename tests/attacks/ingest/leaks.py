@@ -19,6 +19,7 @@ from tests.attacks.canary import Canaries, Leak, deleted_files, files_below, pro
 from tests.attacks.ingest.rig import Attacked, secret
 from tests.ingest.jobs.rig import call, get
 from tests.ingest.oauth.providers import Provider, User
+from tests.ingest.samples.documents import pdf, slides, word, workbook
 
 REDIRECT = "http://127.0.0.1:53682/callback/api"
 
@@ -133,6 +134,23 @@ async def live_through(scan: Scan) -> None:
     await scan.step("kill -9", killed)
     api.trouble = ""
     await scan.step("restart", to_its_end)
+
+
+def plant_documents(scan: Scan) -> dict[str, str]:
+    """Makes the source's documents a PDF and office files; the secret in each, by name."""
+    office = "application/vnd.openxmlformats-officedocument."
+    kinds: dict[str, tuple[str, Callable[[str], bytes]]] = {
+        "a.pdf": ("application/pdf", lambda text: pdf([text])),
+        "b.docx": (f"{office}wordprocessingml.document", word),
+        "c.pptx": (f"{office}presentationml.presentation", slides),
+        "d.xlsx": (f"{office}spreadsheetml.sheet", workbook),
+    }
+    planted = {name: scan.canaries.text(f"text of {name}", secret("documenttext")) for name in kinds}
+    scan.attacked.api.files = {name: (kind, make(planted[name])) for name, (kind, make) in kinds.items()}
+    for name, (_kind, content) in scan.attacked.api.files.items():
+        # What a parser might write down before it has unpacked anything.
+        scan.canaries.raw(f"bytes of {name}", content[len(content) // 2 :][:30])
+    return planted
 
 
 def clients_file(folder: Path, provider: Provider) -> Path:

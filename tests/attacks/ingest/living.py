@@ -72,13 +72,15 @@ class ApiSource:
     async def batches(self, cursor: bytes | None) -> AsyncIterator[Batch]:
         """All items."""
         names = read_row(await self._calls.send(f"{self._url}/list")).texts("names")
-        items = tuple(Item(name, f"{name}.txt", "1", f"{self._url}/{name}") for name in names)
+        items = tuple(
+            Item(name, name if "." in name else f"{name}.txt", "1", f"{self._url}/{name}") for name in names
+        )
         yield Batch(items, b"end", complete=True, full=True)
 
     async def fetch(self, item: Item) -> Fetched:
         """One item."""
         answer = await self._calls.download(f"{self._url}/{item.id}")
-        return Fetched(answer.content, "text/plain")
+        return Fetched(answer.content, answer.headers.get("content-type", "text/plain"))
 
 
 def _weaken(what: str) -> None:

@@ -24,6 +24,7 @@ _HOSTILE = "ingest/jobs/test_hostile_sources.py"
 _TOKENS = "ingest/jobs/test_temporary_tokens.py"
 _SANDBOX = "ingest/test_sandbox.py"
 _TWINS = "attacks/test_ingest_twins.py"
+_FAILURE_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Outcome:
     passed: int
     twins: int
     twins_red: int
+    # What went wrong, with the end of its traceback.
+    failures: tuple[str, ...] = ()
 
 
 PROVED = (
@@ -243,7 +246,7 @@ PROVED = (
 
 
 def outcomes(rows: Sequence[Proved], rounds: int) -> list[Outcome]:
-    """Runs the tests of all rows once; those that kill do so twice a round.
+    """Runs the tests of all rows once; those that kill do so twice a round, tokens expire ten times in each.
 
     RuntimeError when a place names no test.
     """
@@ -254,27 +257,42 @@ def outcomes(rows: Sequence[Proved], rounds: int) -> list[Outcome]:
             [sys.executable, "-m", "pytest", "-q", "--timeout=1800", f"--junitxml={report}"]
             + [f"tests/{place}" for place in places],
             cwd=ROOT,
-            env={**os.environ, "SEALCOMB_TEST_KILLS": str(2 * rounds)},
+            env={
+                **os.environ,
+                "SEALCOMB_TEST_KILLS": str(2 * rounds),
+                "SEALCOMB_TEST_EXPIRIES": str(10 * rounds),
+            },
             stdout=subprocess.DEVNULL,
             check=False,
         )
         # Written by pytest itself a moment ago.
         cases = [
-            (f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}", not len(case))
+            (f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}", _failure(case))
             for case in ElementTree.parse(report).iter("testcase")
         ]
     return [_outcome(row, cases) for row in rows]
 
 
-def _outcome(row: Proved, cases: list[tuple[str, bool]]) -> Outcome:
-    twins = [passed for name, passed in cases if _is_of(name, row.twins)]
-    tests = [passed for name, passed in cases if _is_of(name, row.tests) and not _is_of(name, row.twins)]
+def _failure(case: ElementTree.Element) -> str:
+    """How a test failed, or why it did not run; empty for one that passed."""
+    said = "".join(part.text or part.get("message") or "" for part in case)
+    return "\n".join(said.splitlines()[-_FAILURE_LINES:]) or ("no words" if len(case) else "")
+
+
+def _outcome(row: Proved, cases: list[tuple[str, str]]) -> Outcome:
+    twins = [not failure for name, failure in cases if _is_of(name, row.twins)]
+    tests = [
+        not failure for name, failure in cases if _is_of(name, row.tests) and not _is_of(name, row.twins)
+    ]
+    failures = [
+        f"{name}\n{failure}" for name, failure in cases if failure and _is_of(name, (*row.tests, *row.twins))
+    ]
     missing = [
         place for place in (*row.tests, *row.twins) if not any(_is_of(name, (place,)) for name, _ in cases)
     ]
     if missing:
         raise RuntimeError(f"{row.row}: no such test: {', '.join(missing)}")
-    return Outcome(len(tests), sum(tests), len(twins), sum(twins))
+    return Outcome(len(tests), sum(tests), len(twins), sum(twins), tuple(failures))
 
 
 def _is_of(name: str, places: Sequence[str]) -> bool:

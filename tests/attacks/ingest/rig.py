@@ -37,6 +37,8 @@ class Api:
     trouble: str = ""
     items: int = ITEMS
     delay_s: float = 0.0
+    # Instead of texts: what there is by name, with its type.
+    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     # Set while an item is asked for; the answer waits until it may go on.
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[str] = field(default_factory=list)
@@ -54,7 +56,12 @@ class Api:
             said = request.headers.get("authorization", "").encode()
             return Reply(int(self.trouble), {"x-said": said.decode()}, said)
         if name == "list":
-            return json_reply({"names": [f"item{number}" for number in range(self.items)]})
+            return json_reply(
+                {"names": list(self.files) or [f"item{number}" for number in range(self.items)]}
+            )
+        if name in self.files:
+            kind, content = self.files[name]
+            return Reply(200, {"content-type": kind}, content, self.delay_s)
         return Reply(200, {"content-type": "text/plain"}, f"{self.text} {name}".encode(), self.delay_s)
 
 

@@ -53,13 +53,13 @@ async def test_a_state_is_for_one_use(rig: Rig, world: World) -> None:
     assert (await refused(complete(rig, brought, state="")))[1] == ["state"]
     assert await refused(complete(rig, brought, state="x" * 86)) == ("STATE_INVALID", ["state"])
     await complete(rig, brought)
-    grants = world.one.count("grant.success")
+    grants = await world.one.counted("grant.success")
     assert await refused(complete(rig, brought)) == ("STATE_INVALID", ["state"])
     begun = await begin(rig)
     brought = await world.user.grant(begun.authorization_url, REDIRECT)
     sql(rig, "update connection_flows set expire_ms = 1")
     assert await refused(complete(rig, brought)) == ("STATE_INVALID", ["state"])
-    assert world.one.count("grant.success") == grants
+    assert await world.one.counted("grant.success") == grants
 
 
 async def test_a_flow_is_of_the_account_that_began_it(rig: Rig, world: World) -> None:
@@ -75,10 +75,10 @@ async def test_of_two_who_complete_one_wins(rig: Rig, world: World) -> None:
     """E5: the state is used up before the code is sent, so the code is sent once."""
     begun = await begin(rig)
     brought = await world.user.grant(begun.authorization_url, REDIRECT)
-    before = world.one.count("request", path="/token")
+    before = await world.one.counted("request", path="/token")
     results = await asyncio.gather(*(complete(rig, brought) for _ in range(6)), return_exceptions=True)
     assert sum(isinstance(result, pb.Connection) for result in results) == 1
-    assert world.one.count("request", path="/token") == before + 1
+    assert await world.one.counted("request", path="/token") == before + 1
 
 
 async def test_a_code_of_another_provider_goes_nowhere(rig: Rig, world: World) -> None:
@@ -86,13 +86,13 @@ async def test_a_code_of_another_provider_goes_nowhere(rig: Rig, world: World) -
     honest, attacked = await begin(rig, "guarded"), await begin(rig, "other")
     brought = await world.user.grant(honest.authorization_url, REDIRECT)
     state = parse_qs(urlsplit(attacked.authorization_url).query)["state"][0]
-    before = world.two.count("request", path="/token")
+    before = await world.two.counted("request", path="/token")
     assert await refused(complete(rig, brought, state=state)) == ("ISSUER_MISMATCH", ["iss"])
     # Without `iss`, from a provider that always sends one, it is no better.
     attacked = await begin(rig, "other")
     state = parse_qs(urlsplit(attacked.authorization_url).query)["state"][0]
     assert await refused(complete(rig, brought, state=state, iss="")) == ("ISSUER_MISMATCH", ["iss"])
-    assert world.two.count("request", path="/token") == before
+    assert await world.two.counted("request", path="/token") == before
     # The right one goes on as if nothing had happened.
     assert (await complete(rig, brought)).kind == "guarded"
 
@@ -107,9 +107,9 @@ async def test_without_the_issuer_check_the_code_would_be_sent(
     honest, attacked = await begin(rig, "guarded"), await begin(rig, "other")
     brought = await world.user.grant(honest.authorization_url, REDIRECT)
     state = parse_qs(urlsplit(attacked.authorization_url).query)["state"][0]
-    before = world.two.count("request", path="/token")
+    before = await world.two.counted("request", path="/token")
     assert (await refused(complete(rig, brought, state=state)))[0] == "CREDENTIAL_REFUSED"
-    assert world.two.count("request", path="/token") == before + 1
+    assert await world.two.counted("request", path="/token") == before + 1
 
 
 async def test_a_verifier_of_another_flow_redeems_nothing(
@@ -168,15 +168,15 @@ async def test_tokens_are_refreshed_one_at_a_time(rig: Rig, world: World) -> Non
     other.items = 6
     connection = await connect(rig, world, "other")
     rounds = int(os.environ.get("SEALCOMB_TEST_REFRESHES", "2"))
-    before = {name: world.two.count(name) for name in ("grant.revoked", "grant.error")}
+    before = {name: await world.two.counted(name) for name in ("grant.revoked", "grant.error")}
     for _ in range(rounds):
         await asyncio.sleep(1.1)
         begun = [await create(rig, connection_id=connection.id) for _ in range(4)]
         for one in begun:
             done = await ended(rig, one.id)
             assert done.state == ingestion.INGESTION_STATE_SUCCEEDED
-    assert world.two.count("grant.success", type="refresh_token") >= rounds
-    assert before == {name: world.two.count(name) for name in before}
+    assert await world.two.counted("grant.success", type="refresh_token") >= rounds
+    assert before == {name: await world.two.counted(name) for name in before}
 
 
 async def test_the_provider_notices_a_refresh_token_that_is_used_twice(rig: Rig, world: World) -> None:
@@ -188,10 +188,10 @@ async def test_the_provider_notices_a_refresh_token_that_is_used_twice(rig: Rig,
     assert done.state == ingestion.INGESTION_STATE_SUCCEEDED
     assert sql(rig, "select version from connections")[0][0] > before.version
     sql(rig, "update connections set credential = :c, version = :v", c=before.credential, v=before.version)
-    revoked = world.two.count("grant.revoked")
+    revoked = await world.two.counted("grant.revoked")
     done = await ended(rig, (await create(rig, connection_id=connection.id)).id)
     assert (done.state, done.reason) == (ingestion.INGESTION_STATE_FAILED, "CREDENTIAL_REFUSED")
-    assert world.two.count("grant.revoked") == revoked + 1
+    assert await world.two.counted("grant.revoked") == revoked + 1
     shown = (await call(rig, "ListConnections", pb.ListConnectionsRequest())).connections
     assert [one.state for one in shown] == [pb.CONNECTION_STATE_REFUSED]
     request = ingestion.CreateIngestionRequest(collection="notes", connection_id=connection.id)
@@ -240,9 +240,9 @@ async def test_less_than_was_asked_for_is_no_connection(rig: Rig, world: World) 
     begun = await begin(rig)
     brought = await world.user.grant(begun.authorization_url, REDIRECT)
     guarded.oauth = world.one.profile(scopes=("openid", "offline_access", "docs.read", "docs.write"))
-    before = world.one.count("request", path="/token/revocation")
+    before = await world.one.counted("request", path="/token/revocation")
     assert (await refused(complete(rig, brought)))[0] == "SCOPES_MISSING"
-    assert world.one.count("request", path="/token/revocation") > before
+    assert await world.one.counted("request", path="/token/revocation") > before
     assert not (await call(rig, "ListConnections", pb.ListConnectionsRequest())).connections
 
 
@@ -253,9 +253,9 @@ async def test_a_grant_that_cannot_be_kept_is_revoked(
     monkeypatch.setattr(store, "CONNECTIONS_MAX", 0)
     begun = await begin(rig)
     brought = await world.user.grant(begun.authorization_url, REDIRECT)
-    before = world.one.count("request", path="/token/revocation")
+    before = await world.one.counted("request", path="/token/revocation")
     assert (await refused(complete(rig, brought)))[0] == "CONNECTIONS_MAX"
-    assert world.one.count("request", path="/token/revocation") == before + 2
+    assert await world.one.counted("request", path="/token/revocation") == before + 2
 
 
 async def test_a_code_that_was_sent_becomes_a_connection_though_its_caller_leaves(

@@ -41,31 +41,31 @@ def pdf(pages: list[str]) -> bytes:
     return raw.getvalue()
 
 
-def word() -> bytes:
+def word(text: str = HONEY) -> bytes:
     """A Word document."""
     made = docx.Document()
     made.add_heading(WAX, 1)
-    made.add_paragraph(HONEY)
+    made.add_paragraph(text)
     raw = io.BytesIO()
     made.save(raw)
     return raw.getvalue()
 
 
-def slides() -> bytes:
+def slides(text: str = HONEY) -> bytes:
     """A presentation of one slide."""
     deck = pptx.Presentation()
     slide = deck.slides.add_slide(deck.slide_layouts[1])
-    slide.shapes.title.text, slide.placeholders[1].text = WAX, HONEY
+    slide.shapes.title.text, slide.placeholders[1].text = WAX, text
     raw = io.BytesIO()
     deck.save(raw)
     return raw.getvalue()
 
 
-def workbook() -> bytes:
+def workbook(text: str = HONEY) -> bytes:
     """A workbook of one sheet."""
     book = openpyxl.Workbook()
     book.active.title = WAX
-    book.active.append([HONEY])
+    book.active.append([text])
     raw = io.BytesIO()
     book.save(raw)
     return raw.getvalue()

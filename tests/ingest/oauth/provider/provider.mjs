@@ -24,7 +24,7 @@ const provider = new Provider(issuer, {
     ? { authorization: '/login/oauth/authorize', token: '/login/oauth/access_token' }
     : {},
   ttl: {
-    AccessToken: settings.accessTokenSeconds,
+    AccessToken: Math.max(settings.accessTokenSeconds, 60),
     AuthorizationCode: 60,
     DeviceCode: 60,
     Grant: 3600,
@@ -52,6 +52,8 @@ for (const name of ['grant.success', 'grant.error', 'grant.revoked', 'authorizat
 provider.use(async (ctx, next) => {
   await next();
   if (ctx.body?.access_token) {
+    // A token may say that it is old before it is: whoever comes late with one that was just given is not refused.
+    ctx.body.expires_in = settings.accessTokenSeconds;
     say({ event: 'tokens', access_token: ctx.body.access_token, refresh_token: ctx.body.refresh_token });
   }
   // GitHub says what it granted; this server says nothing of scopes that are not OpenID's.
