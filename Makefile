@@ -133,6 +133,10 @@ faults-vectors: setup ## Kill a vectorstore and fail its disk at every durable s
 	./scripts/install-test-packages.sh
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.faults.vectors
 
+.PHONY: faults-rolling
+faults-rolling: setup ## Restart every replica in 20 rounds and change the authority under load: 0 failed calls; one table
+	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.faults.rolling
+
 .PHONY: check
 check: setup ## Format, lint, types, layering, stub drift, protos, licences, dependency audit
 	$(BIN)/ruff format --check

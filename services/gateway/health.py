@@ -18,6 +18,7 @@ from services.gateway.envoy.admin import AdminUnreachable
 _log = structlog.get_logger("health")
 _PERIOD_S = 1.0
 _TIMEOUT_S = 1.0
+_ASKED_MAX = 3
 
 
 class HealthPoller:
@@ -65,8 +66,14 @@ class HealthPoller:
         return bool(healthy) and all(number > 0 for number in healthy.values())
 
     async def _serves(self, stub: health_pb2_grpc.HealthStub) -> bool:
-        try:
-            response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
-        except grpc.RpcError:
-            return False
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+        # Replicas take turns: one that is about to stop says so, and the next may serve.
+        for _ in range(_ASKED_MAX):
+            try:
+                response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    return False
+                continue
+            if response.status == health_pb2.HealthCheckResponse.SERVING:
+                return True
+        return False

@@ -211,7 +211,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event | None = None) ->
             await _end(health)
             await server.set_ready(False)
             await _pause(settings.stop_notice_s, hurry)
-            await envoy.drain(settings.drain_s, hurry)
+            await envoy.drain(settings.drain_s, hurry, others=settings.stop_notice_s > 0)
     finally:
         await _end(health)
         await envoy.stop()

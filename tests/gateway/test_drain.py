@@ -96,6 +96,24 @@ def test_calls_and_streams_in_flight_end_well_and_nothing_new_begins(draining: E
     assert "calls in flight are cut" not in edge.log()
 
 
+def test_with_other_gateways_a_connection_between_two_calls_is_told_to_go_before_the_end(
+    tmp_path: Path,
+) -> None:
+    """G8: a call that begins in the instant of the end would fail."""
+    with running_edge(tmp_path, stop_notice_s="0.1", drain_s="60") as edge:
+        created = edge.create_account()
+        assert edge.process is not None
+        with edge.channel() as held:
+            assert call(held, QUERY, created.token).code is grpc.StatusCode.OK
+            edge.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: refuses_connections(edge.port))
+            # Longer than the end takes that waits for calls in flight alone.
+            time.sleep(1)
+            assert call(held, QUERY, created.token).code is grpc.StatusCode.OK
+        assert edge.process.wait(30) == 0
+        assert "calls in flight are cut" not in edge.log()
+
+
 def test_without_time_to_drain_they_are_cut(tmp_path: Path) -> None:
     """Twin of the test above."""
     with running_edge(tmp_path, drain_s="0") as edge:
@@ -135,7 +153,7 @@ def test_health_says_so_before_connections_are_refused(tmp_path: Path) -> None:
 
 def test_an_envoy_that_is_gone_is_no_reason_to_wait(tmp_path: Path) -> None:
     admin = EnvoyAdmin(tmp_path / "nobody.sock")
-    for ask in (admin.stop_listening, admin.active_calls, admin.metrics):
+    for ask in (admin.stop_listening, admin.active_calls, admin.connections, admin.metrics):
         with pytest.raises(AdminUnreachable):
             ask()
 

@@ -70,6 +70,8 @@ def write_until(stop: threading.Event, client: Client, written: list[str]) -> No
         written.append(name)
 
 
+# Two starts of everything: on a busy machine that takes a while.
+@pytest.mark.timeout(400)
 def test_a_backup_under_load_brings_back_every_original_and_nothing_that_was_deleted(tmp_path: Path) -> None:
     """G15: taken while documents come in, put back on an empty machine, with the ledger that is there now."""
     written: list[str] = []

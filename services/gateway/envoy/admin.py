@@ -43,6 +43,19 @@ class EnvoyAdmin:
         except (ValueError, KeyError, TypeError):
             raise AdminUnreachable("an answer of another form") from None
 
+    def connections(self) -> tuple[int, int]:
+        """Connections open at the doors, and calls ever begun there. Raises AdminUnreachable."""
+        answer = self._ask("GET", "/stats?format=json&filter=downstream_(cx_active|rq_total)$")
+        try:
+            found = {one["name"]: int(one["value"]) for one in json.loads(answer)["stats"] if "name" in one}
+        except (ValueError, KeyError, TypeError):
+            raise AdminUnreachable("an answer of another form") from None
+        doors = {name: value for name, value in found.items() if not name.startswith("http.admin.")}
+        if "http.edge.downstream_cx_active" not in doors:
+            raise AdminUnreachable("a number is missing")
+        open_now = sum(value for name, value in doors.items() if name.endswith("cx_active"))
+        return open_now, sum(value for name, value in doors.items() if name.endswith("rq_total"))
+
     def healthy_replicas(self) -> dict[str, int]:
         """How many replicas of each service its own checks found healthy. Raises AdminUnreachable."""
         answer = self._ask("GET", "/stats?format=json&filter=membership_healthy")

@@ -24,6 +24,8 @@ _log = structlog.get_logger("envoy")
 _VALIDATE_S = 30.0
 _STOP_S = 5.0
 _DRAIN_POLL_S = 0.1
+# Longer than Envoy leaves a connection open that it has told to go.
+_QUIET_S = 6.0
 _FIRST_DELAY_S, _LAST_DELAY_S = 0.1, 5.0
 # A run of this length was a success, after which the next death is treated as a first one.
 _STEADY_S = 10.0
@@ -94,15 +96,27 @@ class EnvoySupervisor:
         """Starts Envoy, and again whenever it dies."""
         self._task = asyncio.create_task(self._keep_alive())
 
-    async def drain(self, within_s: float, hurry: asyncio.Event) -> None:
-        """Takes no new connection and waits for the calls in flight: so long, or until the event is set."""
+    async def drain(self, within_s: float, hurry: asyncio.Event, *, others: bool = False) -> None:
+        """Takes no new connection and waits for the calls in flight: so long, or until the event is set.
+
+        Where there are `others` that clients can go to, it also waits for connections to end: a client learns
+        with its next answer that it is to go, and one whose call met the end would see it fail.
+        """
         loop = asyncio.get_running_loop()
         end_s = loop.time() + within_s
+        begun, quiet_since_s = -1, loop.time()
         try:
             await asyncio.to_thread(self._admin.stop_listening)
             while not hurry.is_set() and loop.time() < end_s:
                 if not await asyncio.to_thread(self._admin.active_calls):
-                    return
+                    if not others:
+                        return
+                    connections, now_begun = await asyncio.to_thread(self._admin.connections)
+                    if now_begun != begun:
+                        begun, quiet_since_s = now_begun, loop.time()
+                    # Who has not called for so long may stay connected for ever.
+                    if not connections or loop.time() - quiet_since_s > _QUIET_S:
+                        return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(hurry.wait(), _DRAIN_POLL_S)
         except AdminUnreachable:
