@@ -113,8 +113,13 @@ class Installation:
                 self.process.wait()
 
 
-def start(folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None = None) -> Installation:
-    """Starts an installation whose state, home and temporary files are below the folder."""
+def start(
+    folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None = None, launcher: str = ""
+) -> Installation:
+    """Starts an installation whose state, home and temporary files are below the folder.
+
+    With a launcher, a script, that is run in the place of the program.
+    """
     for name in ("home", "tmp"):
         (folder / name).mkdir(exist_ok=True)
     port, http_port = free_ports(2)
@@ -131,6 +136,9 @@ def start(folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None
     if "OPENBLAS_CORETYPE" in os.environ:
         environment["OPENBLAS_CORETYPE"] = os.environ["OPENBLAS_CORETYPE"]
     command = [str(Path(sys.executable).with_name("sealcomb-standalone"))]
+    if launcher:
+        command = [sys.executable, "-c", launcher]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     if not demo:
         command.append("--no-demo")
     with (folder / "output.txt").open("wb") as output:
@@ -155,10 +163,10 @@ def start(folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None
 
 @contextmanager
 def running(
-    folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None = None
+    folder: Path, *, demo: bool = False, environ: Mapping[str, str] | None = None, launcher: str = ""
 ) -> Iterator[Installation]:
     """An installation for the block, which must stop cleanly and leave no process."""
-    installation = start(folder, demo=demo, environ=environ)
+    installation = start(folder, demo=demo, environ=environ, launcher=launcher)
     try:
         yield installation
     except BaseException:
