@@ -1,6 +1,6 @@
 """`make faults-vectors`: a vectorstore killed, its disk failing, at every durable system call; one table.
 
-    python -m tests.faults.vectors [--cycles 1000] [--most 40] [--stages "append; snapshot, trim"]
+    python -m tests.faults.vectors [--cycles 1000] [--most 40] [--stages "append; tails; random"]
 
 Of calls alike (the pages of one log) each stage takes at most `--most`, evenly spread, the first and the
 last among them. Exits 1 where something acknowledged is lost, an answer is wrong, or a fault was never met.
@@ -72,12 +72,14 @@ async def _run(cycles: int, most: int, names: list[str]) -> int:
         if not names or stage.name in names:
             async for row in _stage(stage, most):
                 bad += _say(row)
-    if not names:
+    if not names or "tails" in names:
         with tempfile.TemporaryDirectory(prefix="sealcomb-faults-") as folder:
             for row in await tails(Path(folder), stride=1):
                 bad += _say(row)
+    if not names or "disk" in names:
         async with _rig() as rig:
             bad += _say(await full_disk(rig, 20))
+    if not names or "random" in names:
         async with _rig() as rig:
             bad += _say(await random_kills(rig, cycles))
     twin = await hasty(_HASTY_KILLS)
@@ -101,7 +103,9 @@ def main() -> int:
     )
     parser.add_argument("--cycles", type=int, default=1000, help="kills at random")
     parser.add_argument("--most", type=int, default=40, help="faults for calls alike in a stage")
-    parser.add_argument("--stages", default="", help="stages, separated by semicolons; all, and the rest")
+    parser.add_argument(
+        "--stages", default="", help="stages, tails, disk and random, separated by semicolons; all"
+    )
     chosen = parser.parse_args()
     names = [name.strip() for name in chosen.stages.split(";") if name.strip()]
     return asyncio.run(_run(chosen.cycles, chosen.most, names))
