@@ -77,6 +77,7 @@ def open_engine(url: str, *, statement_s: float = STATEMENT_S) -> sa.Engine:
         sa.event.listen(engine, "connect", _configure_sqlite)
         # pysqlite's own transaction handling would begin too late for `BEGIN IMMEDIATE`.
         sa.event.listen(engine, "begin", _begin_immediate)
+        sa.event.listen(engine, "handle_error", _leave_read_only)
     else:
         sa.event.listen(engine, "connect", _require_durable)
     return engine
@@ -225,3 +226,10 @@ def _begin_immediate(connection: sa.Connection) -> None:
     # Readers that turn into writers would otherwise fail with SQLITE_BUSY at once.
     options = connection.get_execution_options()
     connection.exec_driver_sql("BEGIN" if options.get("read_only") else "BEGIN IMMEDIATE")
+
+
+def _leave_read_only(context: sa.engine.ExceptionContext) -> None:
+    # Where a file cannot be opened for writing in the moment of connecting, SQLite opens it for reading and
+    # says nothing; such a connection would refuse every write for as long as it lives.
+    if "readonly database" in str(context.original_exception):
+        context.is_disconnect = True

@@ -22,6 +22,16 @@ _BLOCK_STEP, _BLOCK_MAX = 16, 512
 _BLOCKS = 4_096
 
 
+def give_memory_back() -> None:
+    """Hands memory that was freed back to the system, where the allocator can (glibc); takes milliseconds.
+
+    What many short-lived large things leave behind would otherwise stay with the process for good.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 class RandomnessRefused(ValueError):
     """The kernel's random generator does not answer, or not at random: no key may be made."""
 

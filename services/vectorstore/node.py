@@ -14,6 +14,7 @@ from services.common.clock import Clock
 from services.common.database import database_id, migrate, open_engine
 from services.common.datakeys import TTL_S, AgedKeyPeer, DataKeys, KeySource
 from services.common.objects import ObjectStore
+from services.common.process import give_memory_back
 from services.vectorstore.catalog import Catalog, ResourceKeys
 from services.vectorstore.collection import Parts
 from services.vectorstore.log import Committer
@@ -83,7 +84,13 @@ class Node:
         self._usages = Usages()
         parts = Parts(self.committer, self.workers, limits.caps)
         opener = Opener(self.store, objects, self.keys, self.workers, parts, self._usages)
-        self.residency = Residency(opener, self.keys, upkeep, limits.resident_bytes_max)
+        self.residency = Residency(
+            opener,
+            self.keys,
+            upkeep,
+            limits.resident_bytes_max,
+            lambda: self.workers.submit(give_memory_back),
+        )
         self.catalog = Catalog(
             self.store, self.keys, peer, self._sql, clock, limits.collections_per_account_max
         )

@@ -21,6 +21,8 @@ from services.vectorstore.opening import Opened, Opener
 from services.vectorstore.upkeep import Keeper, Upkeep
 
 _TRIES = 5
+# After closing this share of the budget, freed memory is handed back.
+_GIVE_BACK_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,21 @@ class Use:
 class Residency:
     """The open collections. Everything here runs on the event loop."""
 
-    def __init__(self, opener: Opener, keys: DataKeys, upkeep: Upkeep, size_bytes_max: int) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        keys: DataKeys,
+        upkeep: Upkeep,
+        size_bytes_max: int,
+        give_back: Callable[[], object] = lambda: None,
+    ) -> None:
         self._opener = opener
         self._keys = keys
         self._upkeep = upkeep
         self._most = size_bytes_max
+        self._give_back = give_back
+        # Of collections closed since memory was handed back.
+        self._freed_bytes = 0
         self._resident: OrderedDict[str, Resident] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
         # A collection is not opened before its last writer has finished.
@@ -173,6 +185,7 @@ class Residency:
         resident.collection.refuse()
         resident.collection.on_resized = lambda _delta: None
         self._size_bytes -= resident.collection.size_bytes
+        self._freed_bytes += resident.collection.size_bytes
         closing = asyncio.create_task(_close(resident, self._closing.get(id_)))
         self._closing[id_] = closing
         closing.add_done_callback(lambda done: self._closed(id_, done))
@@ -180,6 +193,9 @@ class Residency:
     def _closed(self, id_: str, closing: asyncio.Task[None]) -> None:
         if self._closing.get(id_) is closing:
             del self._closing[id_]
+        if self._freed_bytes > self._most // _GIVE_BACK_SHARE:
+            self._freed_bytes = 0
+            self._give_back()
 
 
 def _serves(resident: Resident, descriptor: Descriptor) -> bool:

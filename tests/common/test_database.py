@@ -6,6 +6,7 @@ A database of another service or of a newer version is refused in words.
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from services.common import database
 from services.common.database import (
     IDENTITY,
     DatabaseRefused,
@@ -185,3 +187,46 @@ def _columns(engine: sa.Engine) -> dict[str, set[str]]:
         table: {str(column["name"]) for column in found.get_columns(table)}
         for table in found.get_table_names()
     }
+
+
+def _opened_for_reading(path: Path) -> sa.Engine:
+    """An engine whose first connection could not open the file for writing, as in an instant of a bad disk."""
+    engine = open_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE things (id INTEGER)")
+    engine.dispose()
+    first = [True]
+
+    def connect(*_arguments: object) -> sqlite3.Connection | None:
+        if not first:
+            return None
+        first.clear()
+        return sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+
+    sa.event.listen(engine, "do_connect", connect)
+    return engine
+
+
+def _insert(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO things VALUES (1)")
+
+
+def test_a_connection_that_sqlite_opened_for_reading_alone_is_left_at_the_first_refused_write(
+    tmp_path: Path,
+) -> None:
+    """F17: one error at the start must not refuse every write until the next start."""
+    engine = _opened_for_reading(tmp_path / "some.db")
+    with pytest.raises(sa.exc.DBAPIError, match="readonly"):
+        _insert(engine)
+    _insert(engine)
+    engine.dispose()
+
+
+def test_f17_twin_kept_it_refuses_for_ever(tmp_path: Path) -> None:
+    engine = _opened_for_reading(tmp_path / "some.db")
+    sa.event.remove(engine, "handle_error", database._leave_read_only)
+    for _ in range(3):
+        with pytest.raises(sa.exc.DBAPIError, match="readonly"):
+            _insert(engine)
+    engine.dispose()

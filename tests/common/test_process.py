@@ -144,3 +144,23 @@ print(before, copies())
     before, after = map(int, _run(script).split())
     assert before > 20
     assert after == 0
+
+
+def test_freed_memory_is_handed_back_to_the_system_and_not_before() -> None:
+    script = """
+import os
+from services.common.process import give_memory_back
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident()
+blocks = [bytes(3000) for _ in range(40000)]
+pins = blocks[::50]
+del blocks
+kept = resident() - before
+give_memory_back()
+print(kept, resident() - before)
+"""
+    kept, left = map(int, _run(script).split())
+    assert kept > 80_000_000
+    assert left < kept // 2

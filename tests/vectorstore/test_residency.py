@@ -75,6 +75,20 @@ async def test_f14_the_least_used_close_under_the_budget_and_come_back_right(
     await node.close()
 
 
+async def test_f14_memory_of_what_was_closed_is_handed_back(tmp_path: Path, keyvault: FakeKeyvault) -> None:
+    """F14: else the allocator keeps what many openings leave, and the process grows beyond its budget."""
+    node = open_node(tmp_path, keyvault, replace(Limits(), resident_bytes_max=600_000))
+    handed_back = []
+    node.residency._give_back = lambda: handed_back.append(node.residency.count)
+    space = Space(node)
+    for number in range(12):
+        await space.make(f"c{number}")
+        await space.upsert({f"{number}-{n}": [1, n, number, 0] for n in range(300)}, name=f"c{number}")
+    await node.residency.close()
+    assert 2 <= len(handed_back) <= 12
+    await node.close()
+
+
 async def test_f14_twin_without_a_budget_all_stay_open(node: Node) -> None:
     """F14's twin: the default budget is far above what these take."""
     space = Space(node)

@@ -14,6 +14,7 @@ from sealcomb.internal.v1 import passage_service_pb2 as inner
 from sealcomb.v1 import collection_service_pb2 as collections
 from sealcomb.v1 import filter_pb2, search_service_pb2
 from sealcomb.v1 import vector_service_pb2 as vectors
+from services.common.errors import ResourceExhausted
 from services.vectorstore.node import Limits
 from tests.vectorstore.conftest import Rig
 from tests.vectorstore.fakes import OTHER, acting, open_node
@@ -310,3 +311,24 @@ async def test_a_deleted_collection_is_gone_and_its_name_free(rig: Rig) -> None:
 
 
 ACCOUNT_ID = "0" * 25 + "1"
+
+
+async def test_a_deletion_that_meets_a_full_disk_says_that_it_has_begun_and_ends_when_it_is_repeated(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F16: the keys are gone, so the refusal must not be the one that says that nothing was written."""
+    await rig.call(
+        "CollectionService/CreateCollection", collections.CreateCollectionRequest(name="things", dimension=4)
+    )
+
+    def full(_account: str, _id: str) -> list[str]:
+        raise ResourceExhausted("the storage is full; nothing was written", reason="STORAGE_FULL")
+
+    request = collections.DeleteCollectionRequest(collection="things")
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.node.store, "delete", full)
+        refusal = await rig.refused("CollectionService/DeleteCollection", request)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DELETION_UNFINISHED")
+    await rig.call("CollectionService/DeleteCollection", request)
+    listed = await rig.call("CollectionService/ListCollections", collections.ListCollectionsRequest())
+    assert not listed.collections

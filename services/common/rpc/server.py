@@ -25,6 +25,10 @@ _OPTIONS = (
     ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 60_000),
     ("grpc.keepalive_time_ms", 60_000),
+    # Envoy and our own channels ask an idle connection whether it still is one. By itself gRPC takes three
+    # such pings for an attack and ends the connection, with the calls that are just then on it.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
 )
 
 _expiry = Gauge(

@@ -15,7 +15,7 @@ from sealcomb.v1.collection_service_pb2_grpc import CollectionServiceServicer
 from services.common import paging
 from services.common.context import current_account
 from services.common.datakeys import DataKeys
-from services.common.errors import FailedPrecondition, invalid
+from services.common.errors import FailedPrecondition, ResourceExhausted, Unavailable, invalid
 from services.vectorstore.catalog import CATALOG, Catalog, Descriptor, Listed
 from services.vectorstore.columns import FIELDS_MAX
 from services.vectorstore.config import EmbedderInfo
@@ -144,7 +144,15 @@ class Collections(CollectionServiceServicer):
         descriptor = await self._catalog.get(collection_name(request.collection))
         receipt = await self._catalog.destroy_keys(descriptor)
         # Once begun it goes on: without its keys, what is left is garbage.
-        await asyncio.shield(self._purge(descriptor.account, descriptor.id))
+        try:
+            await asyncio.shield(self._purge(descriptor.account, descriptor.id))
+        except ResourceExhausted as error:
+            # A full disk. It must not sound as if nothing had happened.
+            raise Unavailable(
+                "the collection's keys are destroyed, its data is not all removed yet; repeat the call",
+                reason="DELETION_UNFINISHED",
+                retry_after_s=1.0,
+            ) from error
         _log.info("collection deleted", account=descriptor.account, resource=descriptor.id)
         return pb.DeleteCollectionResponse(receipt=receipt)
 

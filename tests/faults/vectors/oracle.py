@@ -112,7 +112,11 @@ class Oracle:
         except grpc.aio.AioRpcError as error:
             reason = reason_of(error)
             self.refusals.append(f"{error.code().name} {reason}")
-            if reason not in _UNCHANGED:
+            if reason == "COLLECTION_NOT_FOUND":
+                # A deletion of which nobody knew whether it happened did.
+                self.possible = [state for state in self.possible if not set(change) & set(state)]
+                assert self.possible, f"{change.keys()} is gone"
+            elif reason not in _UNCHANGED:
                 self.possible = [before, after]
             return False
         self.possible = [after]
@@ -134,11 +138,19 @@ class Oracle:
         end = asyncio.get_running_loop().time() + _SETTLED_WITHIN_S
         while True:
             seen = await self.read()
+            late = asyncio.get_running_loop().time() > end
             if any(seen == state for state in self.possible):
-                self.possible = [seen]
-                return await self._ask(seen)
+                try:
+                    verdict = await self._ask(seen)
+                except grpc.aio.AioRpcError as error:
+                    if late or not self._may_settle(seen) or error.code() is not grpc.StatusCode.NOT_FOUND:
+                        raise
+                else:
+                    if not self._may_settle(seen):
+                        self.possible = [seen]
+                    return verdict
             # A collection whose keys are destroyed is removed in the background.
-            if asyncio.get_running_loop().time() > end or not self._may_settle(seen):
+            if late or not self._may_settle(seen):
                 break
             await asyncio.sleep(0.1)
         verdict = Verdict()

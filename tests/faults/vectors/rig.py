@@ -48,13 +48,17 @@ class _Releases(KeyReleaseServiceServicer):
 
     def __init__(self, vault: FakeKeyvault) -> None:
         self.vault = vault
+        self._watchers: list[asyncio.Queue[str]] = []
 
     async def GetDataKey(self, request: Any, _context: Any) -> Any:
         key = await self.vault.get_data_key(request.resource, request.purpose, request.key_id)
         return keys.GetDataKeyResponse(key_id=key.id, secret=key.secret)
 
     async def DestroyResource(self, request: Any, _context: Any) -> Any:
-        return keys.DestroyResourceResponse(receipt=await self.vault.destroy_collection(request.resource))
+        receipt = await self.vault.destroy_collection(request.resource)
+        for watcher in self._watchers:
+            watcher.put_nowait(request.resource)
+        return keys.DestroyResourceResponse(receipt=receipt)
 
     async def ListDestroyed(self, request: Any, _context: Any) -> Any:
         listed = [
@@ -64,9 +68,18 @@ class _Releases(KeyReleaseServiceServicer):
         return keys.ListDestroyedResponse(destroyed=listed[request.removed_up_to :])
 
     async def WatchKeyEvents(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        while True:
-            yield keys.WatchKeyEventsResponse(event=keys.KEY_EVENT_HEARTBEAT)
-            await asyncio.sleep(1)
+        destroyed: asyncio.Queue[str] = asyncio.Queue()
+        self._watchers.append(destroyed)
+        try:
+            while True:
+                yield keys.WatchKeyEventsResponse(event=keys.KEY_EVENT_HEARTBEAT)
+                with suppress(TimeoutError):
+                    resource = await asyncio.wait_for(destroyed.get(), 1)
+                    yield keys.WatchKeyEventsResponse(
+                        event=keys.KEY_EVENT_RESOURCE_DESTROYED, account=ACCOUNT, resource=resource
+                    )
+        finally:
+            self._watchers.remove(destroyed)
 
 
 class Rig:

@@ -104,8 +104,8 @@ def _cut(installation: Installation, service: str) -> None:
     """Drops packets to a service's inner port, whoever sends them; this runs in a network of its own."""
     port = json.loads((installation.data / "ports.json").read_text())[service]
     chain = f"type filter hook output priority 0; tcp dport {port} drop;"
-    chain = f"type filter hook output priority 0; tcp dport {port} drop;"
-    rules = f"table inet cut {{ chain out {{ {chain} }} }}"
+    chain = f"type filter hook output priority 0\ntcp dport {port} drop"
+    rules = f"table inet cut {{\nchain out {{\n{chain}\n}}\n}}\n"
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
     try:
         time.sleep(_CUT_S)

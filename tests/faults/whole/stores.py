@@ -1,4 +1,4 @@
-"""Faults of the PostgreSQL that a vectorstore keeps its log in: slow, cut off, killed."""
+"""Faults of what a vectorstore keeps its data in, PostgreSQL and S3: slow, cut off, killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.faults.vectors.oracle import Oracle, content_of
 from tests.faults.vectors.rig import running_rig
 from tests.faults.whole.row import Row
-from tests.postgres import Postgres, running_postgres
+from tests.postgres import running_postgres
+from tests.seaweed import running_seaweed
 from tests.tcp_proxy import TcpProxy, running_proxy
 
 _FROZEN_S = 3.0
@@ -21,24 +24,40 @@ _WRITERS = 2
 
 
 async def of_database(folder: Path, rounds: int) -> AsyncIterator[Row]:
-    """Each fault again and again, under writers that go on."""
+    """PostgreSQL, in which every write is acknowledged."""
     with running_postgres(folder) as server, running_proxy(server.port) as proxy:
-        faults: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("frozen for 3 s", lambda: _frozen(proxy)),
-            ("connections cut", lambda: _cut(server)),
-            ("killed, started", lambda: _killed(server)),
+        faults = [
+            ("frozen for 3 s", partial(_frozen, proxy)),
+            ("connections cut", partial(_cut, proxy)),
+            ("killed, started", partial(_started, server.kill, server.start)),
         ]
         for number, (fault, strike) in enumerate(faults):
             url = server.make_database(f"faults{number}").replace(f":{server.port}/", f":{proxy.port}/")
-            yield await _load(folder / f"rig{number}", url, fault, strike, rounds)
+            row = Row(fault, "PostgreSQL")
+            yield await _load(row, folder / f"rig{number}", {"database_url": url}, strike, rounds)
+
+
+async def of_objects(folder: Path, rounds: int) -> AsyncIterator[Row]:
+    """S3, where snapshots go: writes do not wait for it."""
+    with running_seaweed(folder) as server, running_proxy(server.port) as proxy:
+        faults = [
+            ("frozen for 3 s", partial(_frozen, proxy)),
+            ("connections cut", partial(_cut, proxy)),
+            ("killed, started", partial(_started, server.stop, server.start)),
+        ]
+        for number, (fault, strike) in enumerate(faults):
+            url = server.url(server.make_bucket(f"faults{number}"))
+            url = url.replace(f":{server.port}", f":{proxy.port}")
+            row = Row(fault, "S3")
+            yield await _load(row, folder / f"rig{number}", {"objects_url": url}, strike, rounds)
 
 
 async def _load(
-    folder: Path, url: str, fault: str, strike: Callable[[], Awaitable[None]], rounds: int
+    row: Row, folder: Path, settings: dict[str, Any], strike: Callable[[], Awaitable[None]], rounds: int
 ) -> Row:
-    row = Row(fault, "PostgreSQL")
+    """A fault again and again under writers that go on, then everything compared, also after a kill."""
     async with running_rig(folder) as rig:
-        rig.settings = {"database_url": url, "snapshot_log_bytes": 20_000}
+        rig.settings = {"snapshot_log_bytes": 20_000, **settings}
         await rig.begin()
         oracles = [Oracle(rig, f"w{number}") for number in range(_WRITERS)]
         stop = asyncio.Event()
@@ -89,10 +108,10 @@ async def _frozen(proxy: TcpProxy) -> None:
     proxy.thaw()
 
 
-async def _cut(server: Postgres) -> None:
-    await asyncio.to_thread(server.cut)
+async def _cut(proxy: TcpProxy) -> None:
+    proxy.cut()
 
 
-async def _killed(server: Postgres) -> None:
-    await asyncio.to_thread(server.kill)
-    await asyncio.to_thread(server.start)
+async def _started(stop: Callable[[], None], start: Callable[[], None]) -> None:
+    await asyncio.to_thread(stop)
+    await asyncio.to_thread(start)
