@@ -190,7 +190,7 @@ def _columns(engine: sa.Engine) -> dict[str, set[str]]:
 
 
 def _opened_for_reading(path: Path) -> sa.Engine:
-    """An engine whose first connection could not open the file for writing, as when a disk fails just then."""
+    """An engine whose first connection could not open the file for writing, as when a disk fails."""
     engine = open_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE things (id INTEGER)")
