@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.wire import vectors
 from services.vectorstore import lexical, nearest, searching
 from services.vectorstore.columns import Columns
+from services.vectorstore.distances import best, nearness, nearness_of
 from services.vectorstore.filters import OneOf, resolve
 from services.vectorstore.index import Metric, VectorIndex, build_graph
 from services.vectorstore.lexical import LexicalIndex, analyse
@@ -47,34 +48,35 @@ def with_graph(rows: int, dimension: int) -> tuple[VectorIndex, nearest.Vectors]
     return index, vectors(20, dimension, 2)
 
 
-def walk_costs(rows: int, dimension: int) -> tuple[float, float, nearest.Sight]:
-    """Milliseconds of a step without a filter and of a visit with one; the index that was walked."""
+def walk_costs(rows: int, dimension: int) -> tuple[float, nearest.Sight]:
+    """Milliseconds of a step of a walk; the index that was walked."""
     index, queries = with_graph(rows, dimension)
     graph = index.graph
     assert graph is not None
-    half = np.random.default_rng(3).random(rows) < 0.5
 
-    def walk(allowed: nearest.Mask | None) -> list[nearest.Walk]:
-        return [graph.search(query, 18, _EF, allowed) for query in queries]
+    def walk() -> list[nearest.Walk]:
+        return [graph.search(query[np.newaxis], 18, _EF) for query in queries]
 
-    visited = sum(one.visited for one in walk(half))
-    step = cpu_ms(lambda: walk(None)) / len(queries) / _EF
-    return step, cpu_ms(lambda: walk(half)) / visited, index.sight(index.live.copy())
+    return cpu_ms(walk) / len(queries) / _EF, index.sight(index.live.copy())
 
 
 def vector_costs(rows: int) -> dict[str, float]:
-    """Numbers a millisecond of scans and gathers; milliseconds of a walk's steps, numbers and visits."""
-    short, _visit, _sight = walk_costs(rows, 64)
-    long, visit, sight = walk_costs(rows, 384)
-    query = vectors(1, 384, 6)[0]
+    """Numbers a millisecond of scans and gathers; milliseconds of a walk's steps and numbers."""
+    short, _sight = walk_costs(rows, 64)
+    long, sight = walk_costs(rows, 384)
+    query = vectors(1, 384, 6)
+    every, metric = sight.vectors, sight.metric
     some = np.flatnonzero(np.random.default_rng(4).random(rows) < 0.1)
     by_number = (long - short) / (384 - 64)
     return {
-        "nearest._SCANNED_A_MS": rows * 384 / cpu_ms(lambda: sight._scan(query, 0, 18, None)),
-        "nearest._GATHERED_A_MS": len(some) * 384 / cpu_ms(lambda: sight._nearest_of(query, some, 18)),
+        "nearest._SCANNED_A_MS": rows
+        * 384
+        / cpu_ms(lambda: best(nearness(metric, query, every, sight.scale), 18)),
+        "nearest._GATHERED_A_MS": len(some)
+        * 384
+        / cpu_ms(lambda: best(nearness_of(metric, query, every, sight.scale, some), 18)),
         "nearest._STEP_MS": max(short - 64 * by_number, 0.0),
         "nearest._STEP_NUMBER_MS": by_number,
-        "nearest._VISIT_MS": visit,
     }
 
 

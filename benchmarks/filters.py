@@ -72,13 +72,15 @@ def _line(
         found = sight.search(query, _TOP_K, 0, mask)
         times.append(time.thread_time() - started)
         started = time.thread_time()
-        walk = graph.search(query, _TOP_K, nearest.EF_DEFAULT, mask)
+        walk = graph.search(query[np.newaxis], nearest.EF_DEFAULT, nearest.EF_DEFAULT)
+        met = np.empty(0, np.int64) if walk.rows is None else walk.rows[0]
+        met = met[mask[met]][:_TOP_K]
         blind_times.append(time.thread_time() - started)
         assert found.work is not None
         ways[found.work.strategy.name.lower() + (" after a walk" if found.work.given_up else "")] += 1
         wanted += len(best)
         right += len(set(best) & set(found.rows))
-        blind_right += len(set(best) & set(() if walk.rows is None else walk.rows))
+        blind_right += len(set(best) & set(met))
     ms, blind_ms = np.median(times) * 1000, np.median(blind_times) * 1000
     return (
         f"{share:9.2%} {direction:10}{ms:8.2f}{right / wanted:8.3f}  {', '.join(ways):36}"

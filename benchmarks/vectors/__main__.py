@@ -88,7 +88,9 @@ def main() -> None:
                 one.figures.values[name] = statistics.median(values)
                 right, wanted = one.found[name]
                 one.figures.recalls[name] = right / wanted if wanted else float("nan")
-        report({one.name: one.figures for one in contenders}, arguments)
+        missed = report({one.name: one.figures for one in contenders}, arguments)
+    if missed:
+        sys.exit(f"missed: {', '.join(missed)}")
 
 
 def _started(name: str, folder: Path, rows: int, stack: ExitStack) -> Running | None:
@@ -129,12 +131,13 @@ def _fill(name: str, folder: Path, rows: int, stack: ExitStack) -> Running:
     first.send(do="fill")
     filled = first.answer()
     pids = installation.pids() if installation else filled["pids"]
+    held = filled["held_bytes"] or (resident_bytes(server) - before if server else float("nan"))
     figures = Figures(first.version)
     figures.values |= {
         "written": rows / filled["written_s"],
         "indexed": rows / filled["indexed_s"],
         "fill cpu": (cpu_s(pids) - spent) / rows * 1e6,
-        "memory": (resident_bytes(server) - before) / rows if server else float("nan"),
+        "memory": held / rows,
     }
     clients = [first]
     if name in _SERVERS:

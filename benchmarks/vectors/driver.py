@@ -52,6 +52,10 @@ class Contender(abc.ABC):
         """When, by the monotonic clock, the last write was acknowledged; 0: when `fill` returned."""
         return 0.0
 
+    def held_bytes(self) -> int:
+        """What all rows and their index take where the process's own memory does not show it; else 0."""
+        return 0
+
     def pids(self) -> list[int]:
         """The processes that do the work."""
         return []
@@ -96,7 +100,12 @@ def _fill(contender: Contender, rows: Vectors) -> dict[str, Any]:
     contender.fill(rows)
     ended = time.monotonic()
     written = contender.written() or ended
-    return {"written_s": written - started, "indexed_s": ended - started, "pids": contender.pids()}
+    return {
+        "written_s": written - started,
+        "indexed_s": ended - started,
+        "pids": contender.pids(),
+        "held_bytes": contender.held_bytes(),
+    }
 
 
 def _query(contender: Contender, queries: Vectors, command: dict[str, Any]) -> dict[str, Any]:

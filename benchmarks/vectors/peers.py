@@ -127,6 +127,11 @@ class Pgvector(Contender):
         sql = f"select id from bench {where} order by v <=> %s limit {TOP_K}"
         return [row[0] for row in self._connection.execute(sql, (query,), prepare=True, binary=True)]
 
+    def held_bytes(self) -> int:
+        # Its memory is the buffers that all its processes share, where the table is read from.
+        row = self._connection.execute("select pg_total_relation_size('bench')").fetchone()
+        return int(row[0])
+
     def pids(self) -> list[int]:
         return (
             [int((Path(self._server.pgdata) / "postmaster.pid").read_text().split()[0])]

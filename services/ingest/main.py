@@ -33,6 +33,7 @@ from services.common.migration import add_migrate_option
 from services.common.objects import claimed, open_store
 from services.common.ops import serving_ops
 from services.common.process import forbid_dumps, swap_is_on
+from services.common.resealing import Resealing
 from services.common.rpc.authorization import rules_for
 from services.common.rpc.channel import connected, open_channel
 from services.common.rpc.edge import EdgeClient
@@ -164,7 +165,9 @@ async def serve(
             _log.info("serving", port=server.port)
             ready(server.port)
 
+            resealing = asyncio.create_task(Resealing(methods.INGEST, keyvault, resealer.all, clock).run())
             await stopping.wait()
+            resealing.cancel()
             _log.info("stopping")
             await server.stop(notice_s=settings.stop_notice_s)
             await sourcing.close()

@@ -76,6 +76,11 @@ class VectorstoreClient:
         response = await _call(self._stub.GetDocumentRecord, request)
         return response.collection_id, _record(response.document)
 
+    async def get_by_id(self, collection_id: str, document_id: str) -> None:
+        """Raises NotFound unless a collection, by its id, has the record."""
+        request = pb.GetDocumentRecordRequest(collection_id=collection_id, id=document_id)
+        await _call(self._stub.GetDocumentRecord, request)
+
     async def list_page(
         self, collection: str, page_size: int, page_token: str
     ) -> tuple[list[DocumentRecord], str]:

@@ -20,7 +20,7 @@ from services.common.datakeys import AgedKeyPeer, AgedKeys, DataKeys
 from services.common.errors import NotFound
 from services.common.sealing import DataKey, OpenFailed
 from services.ingest.originals import PURPOSE, Originals
-from services.ingest.records import CollectionInfo, DocumentRecord
+from services.ingest.records import CollectionInfo
 
 _LOOKED_MAX = 500
 _PAGE_S = 5.0
@@ -33,8 +33,8 @@ class Records(Protocol):
     async def resolve(self, collection: str) -> CollectionInfo:
         """A collection by name. Raises NotFound."""
 
-    async def get(self, collection: str, document_id: str) -> tuple[str, DocumentRecord]:
-        """The collection's id and a record. Raises NotFound."""
+    async def get_by_id(self, collection_id: str, document_id: str) -> None:
+        """Raises NotFound unless the collection has the record."""
 
 
 class SealedRows(Protocol):
@@ -86,8 +86,16 @@ class Resealer:
 
     async def page(self, collection: str, place: Place) -> Page:
         """Goes on from a place for some objects or seconds. Raises NotFound for the collection."""
+        return await self._page((await self._records.resolve(collection)).id, place)
+
+    async def all(self, collection_id: str) -> None:
+        """A whole pass over a collection, by its id."""
+        place: Place | None = Place()
+        while place is not None:
+            place = (await self._page(collection_id, place)).following
+
+    async def _page(self, collection_id: str, place: Place) -> Page:
         account = current_account()
-        collection_id = (await self._records.resolve(collection)).id
         began_ms = place.began_ms or int(self._clock.now_s() * 1000)
         # The word that there are new ones may still be on its way.
         self._keys.drop_resource(account, collection_id)
@@ -106,7 +114,7 @@ class Resealer:
                 return Page(looked_at, resealed, damaged, following, None)
             looked_at, last = looked_at + 1, name
             try:
-                resealed += await self._reseal(collection, collection_id, object_key, key)
+                resealed += await self._reseal(collection_id, object_key, key)
             except OpenFailed:
                 damaged += 1
         in_use = await asyncio.to_thread(self._rows.sealing_keys, account, collection_id)
@@ -115,23 +123,23 @@ class Resealer:
         aged = await self._peer.report_data_keys(collection_id, PURPOSE, in_use, looked_s)
         return Page(looked_at, resealed, damaged, None, aged)
 
-    async def _reseal(self, collection: str, collection_id: str, object_key: str, key: DataKey) -> bool:
+    async def _reseal(self, collection_id: str, object_key: str, key: DataKey) -> bool:
         """Whether an original was sealed anew. Raises OpenFailed for a damaged one."""
         if await self._originals.sealing_key(object_key) in (key.id, ""):
             return False
         account, name = current_account(), object_key.rpartition("/")[2]
         # An object of an ingestion, or of an upload in progress, has no document of its name.
-        document = await self._exists(collection, name)
+        document = await self._exists(collection_id, name)
         if document:
             await self._originals.unsettle(account, collection_id, name, _COMMIT_WITHIN_S, object_key)
         await self._originals.reseal(account, collection_id, object_key, key)
-        if document and await self._exists(collection, name):
+        if document and await self._exists(collection_id, name):
             await self._originals.keep(object_key)
         return True
 
-    async def _exists(self, collection: str, document_id: str) -> bool:
+    async def _exists(self, collection_id: str, document_id: str) -> bool:
         try:
-            await self._records.get(collection, document_id)
+            await self._records.get_by_id(collection_id, document_id)
         except NotFound:
             return False
         return True

@@ -52,6 +52,7 @@ from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.release_servicer import KeyReleaseServicer
 from services.keyvault.releases import Releases
 from services.keyvault.resealing import Resealing
+from services.keyvault.reseals import Reseals
 from services.keyvault.retirement import Retirements
 from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
@@ -97,7 +98,9 @@ async def serve(settings: KeyvaultSettings, *, accept_older: bool = False) -> No
         guard = GuardInterceptor(methods.KEYVAULT, rules_for(methods.KEYVAULT), verifier)
         server = InnerServer(settings.listen, settings.tls, guard, message_bytes_max=_MESSAGE_BYTES_MAX)
         keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
-            KeyReleaseServicer(vault, gate, releases, permits, events, receipts, resealing),
+            KeyReleaseServicer(
+                vault, gate, releases, permits, events, receipts, resealing, Reseals(store, signer, clock)
+            ),
             server.grpc_server,
         )
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(

@@ -64,6 +64,24 @@ _DESTROYERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Resealer:
+    """The public method by which a peer seals data anew, and the purposes of the keys that it replaces."""
+
+    method: str
+    purposes: frozenset[str]
+
+
+RESEALERS = {
+    methods.VECTORSTORE: Resealer(
+        "/sealcomb.v1.CollectionService/ResealCollection", frozenset({"collection"})
+    ),
+    methods.INGEST: Resealer("/sealcomb.v1.DocumentService/ResealDocuments", frozenset({"documents"})),
+}
+# What a permit to seal anew opens at all: no connections, no names of tokens.
+_OF_RESEALS = frozenset({"catalog", "collection", "documents"})
+
+
 class PurposeRefused(PermissionDenied):
     """The peer asked for keys that are not its own."""
 
@@ -134,6 +152,19 @@ def check_names(resource: str, purpose: str) -> None:
 def peer_refusal(peer: str, purpose: str) -> SealcombError | None:
     """Why the peer may not have keys of a known purpose, if so."""
     return None if PURPOSES[purpose].peer == peer else PurposeRefused()
+
+
+def work_refusal(method: str, bearer: str, purpose: str) -> SealcombError | None:
+    """Why a permit for work of this method may not have keys of a known purpose, if so."""
+    reseals = bearer and method in {resealer.method for resealer in RESEALERS.values()}
+    return PurposeRefused() if reseals and purpose not in _OF_RESEALS else None
+
+
+def report_refusal(peer: str, method: str, purpose: str) -> SealcombError | None:
+    """Why the peer may not report what it found sealed under keys of a known purpose, if so."""
+    own = RESEALERS.get(peer)
+    allowed = own is not None and purpose in own.purposes and method == own.method
+    return None if allowed else PurposeRefused()
 
 
 def destroy_refusal(peer: str, method: str, purposes: frozenset[str]) -> SealcombError | None:

@@ -98,6 +98,19 @@ class AgedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ResealRecord:
+    """A service's leave to seal an account's data anew: its job, and the resource it is to go on after."""
+
+    account: str
+    peer: str
+    job_id: str
+    token_id: str
+    request_id: str
+    after: str
+    next_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class PermitRecord:
     """A permit that was issued for a job."""
 

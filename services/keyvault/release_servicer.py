@@ -18,6 +18,7 @@ from services.keyvault.receipts import Receipts
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
 from services.keyvault.resealing import Resealing
+from services.keyvault.reseals import Reseals
 from services.keyvault.vault import Vault
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,6 +47,7 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
         events: KeyEvents,
         receipts: Receipts,
         resealing: Resealing,
+        reseals: Reseals,
     ) -> None:
         self._vault = vault
         self._gate = gate
@@ -54,6 +56,7 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
         self._events = events
         self._receipts = receipts
         self._resealing = resealing
+        self._reseals = reseals
 
     async def GetDataKey(self, request: pb.GetDataKeyRequest, context: _Context) -> pb.GetDataKeyResponse:
         """Releases a data key."""
@@ -123,6 +126,13 @@ class KeyReleaseServicer(stubs.KeyReleaseServiceServicer):
             asker_of(context), request.resource, request.purpose, request.key_ids_in_use, request.looked_us
         )
         return pb.ReportDataKeysResponse(aged_data_keys=aged.left, destroyable_us=aged.destroyable_us)
+
+    async def ListReseals(self, request: pb.ListResealsRequest, context: _Context) -> pb.ListResealsResponse:
+        """Hands out what a service is to seal anew."""
+        due = await self._reseals.due(peer_service(context))
+        return pb.ListResealsResponse(
+            reseals=[pb.Reseal(account=d.account, permit=d.permit, resources=d.resources) for d in due]
+        )
 
     async def ListDestroyed(
         self, request: pb.ListDestroyedRequest, context: _Context

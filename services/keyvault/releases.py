@@ -130,6 +130,7 @@ class Releases:
         found = await self._store.read(partial(_look, wanted))
         refusal = (
             policy.peer_refusal(asker.peer, wanted.purpose)
+            or policy.work_refusal(asker.context.method, asker.context.bearer, wanted.purpose)
             or policy.account_refusal(found.account)
             or policy.scope_refusal(asker.context.collection_ids, wanted.resource, wanted.purpose)
         )
@@ -168,6 +169,7 @@ class Releases:
         now_us = int(self._clock.now_s() * 1e6)
         refusal = (
             policy.peer_refusal(asker.peer, wanted.purpose)
+            or policy.work_refusal(asker.context.method, asker.context.bearer, wanted.purpose)
             or policy.account_refusal(account)
             or _permit_refusal(asker, now_us, tx)
             or policy.scope_refusal(asker.context.collection_ids, wanted.resource, wanted.purpose)

@@ -14,9 +14,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
+from services.common import ids
 from services.common.clock import Clock
 from services.common.errors import SealcombError
-from services.keyvault import policy
+from services.keyvault import policy, reseals
 from services.keyvault.asker import Asker
 from services.keyvault.completion import Completion
 from services.keyvault.events import KeyChange, KeyEvents
@@ -27,10 +28,7 @@ from services.keyvault.transaction import Transaction
 
 # What a service seals with a key that it took ends well within this: an upload takes at most 50 minutes.
 AGED_FOR_S = 3600.0
-_RESEALED = frozenset({"collection", "documents"})
-_RESEALERS = frozenset(
-    {"/sealcomb.v1.CollectionService/ResealCollection", "/sealcomb.v1.DocumentService/ResealDocuments"}
-)
+_RESEALED = frozenset(purpose for one in policy.RESEALERS.values() for purpose in one.purposes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,8 @@ class Resealing:
         return await self._completion.run(self._report(asker, wrapping, frozenset(in_use), looked_us))
 
     async def _new_data_keys(self, asker: Asker) -> None:
-        refusal = await self._store.write(partial(self._age, asker))
+        jobs = {peer: ids.new_id() for peer in policy.RESEALERS}
+        refusal = await self._store.write(partial(self._age, asker, jobs))
         if refusal is not None:
             raise refusal
         self._events.publish(KeyChange.NEW_DATA_KEYS, asker.account)
@@ -89,7 +88,7 @@ class Resealing:
 
     # What follows runs inside a transaction.
 
-    def _age(self, asker: Asker, tx: Transaction) -> SealcombError | None:
+    def _age(self, asker: Asker, jobs: dict[str, str], tx: Transaction) -> SealcombError | None:
         account = tx.account(asker.account)
         if account is None:
             return AccountUnknown()
@@ -97,6 +96,7 @@ class Resealing:
         refusal = policy.account_refusal(account)
         if refusal is None:
             tx.age_data_keys(account.id, _RESEALED, now_us)
+            reseals.begin(tx, asker, jobs, now_us)
         tx.append(account, asker.act(now_us, "data_key.rotate", refusal=refusal))
         return refusal
 
@@ -107,7 +107,11 @@ class Resealing:
         if account is None:
             return AccountUnknown()
         now_us = self._now_us()
-        refusal = policy.account_refusal(account) or _peer_refusal(asker, wrapping.purpose)
+        refusal = (
+            policy.account_refusal(account)
+            or policy.report_refusal(asker.peer, asker.context.method, wrapping.purpose)
+            or _permit_refusal(asker, now_us, tx)
+        )
         if refusal is not None:
             tx.append(account, asker.act(now_us, "data_key.destroy", wrapping.resource, refusal))
             return refusal
@@ -126,7 +130,11 @@ class Resealing:
         return int(self._clock.now_s() * 1e6)
 
 
-def _peer_refusal(asker: Asker, purpose: str) -> SealcombError | None:
-    if asker.context.bearer or asker.context.method not in _RESEALERS or purpose not in _RESEALED:
-        return policy.PurposeRefused()
-    return policy.peer_refusal(asker.peer, purpose)
+def _permit_refusal(asker: Asker, now_us: int, tx: Transaction) -> SealcombError | None:
+    """Why what works under a permit may not report: it is not, or no longer, the job that was given leave."""
+    if not asker.context.bearer:
+        return None
+    leave = tx.reseal(asker.account, asker.peer)
+    if leave is None or leave.job_id != asker.context.job_id:
+        return policy.PermitEnded()
+    return policy.permit_refusal(tx.permit(asker.account, leave.job_id), asker.peer, now_us)

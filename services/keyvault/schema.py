@@ -152,6 +152,20 @@ KEY_DELETIONS = sa.Table(
     sa.Index("key_deletions_by_due", "due_us"),
 )
 
+# A service's leave to seal an account's data anew: when it is handed out next, and after which resource.
+RESEALS = sa.Table(
+    "reseals",
+    METADATA,
+    sa.Column("account", sa.String(32), primary_key=True),
+    sa.Column("peer", sa.String(32), primary_key=True),
+    sa.Column("job_id", sa.String(32), nullable=False),
+    sa.Column("token_id", sa.String(64), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("next_us", sa.BigInteger, nullable=False),
+    sa.Column("after", sa.String(32), nullable=False),
+    sa.Index("reseals_by_next", "peer", "next_us"),
+)
+
 PERMITS = sa.Table(
     "permits",
     METADATA,

@@ -35,6 +35,7 @@ from services.keyvault.schema import (
     INSTALLATION,
     KEY_DELETIONS,
     PERMITS,
+    RESEALS,
 )
 
 # The statements of a release, built once: building them costs more than running them.
@@ -219,7 +220,7 @@ class Transaction(AgeStatements, DestructionStatements, MoveStatements, Rotation
     def destroy_account(self, account: str) -> None:
         """Deletes every key and permit of an account; its row and its audit chain stay."""
         self.end_move(account)
-        for table in (DATA_KEYS, ACCOUNT_KEYS, PERMITS, DESTROYED_RESOURCES, KEY_DELETIONS):
+        for table in (DATA_KEYS, ACCOUNT_KEYS, PERMITS, RESEALS, DESTROYED_RESOURCES, KEY_DELETIONS):
             self._connection.execute(sa.delete(table).where(table.c.account == account))
         self.update_account(account, state=KeyState.DESTROYED.value, data_keys=0)
 

@@ -152,6 +152,11 @@ class DocumentState(State):
         document, passage = self.passage(row)
         return Point(row, _point_id(document.id, passage.index), document.metadata, passage.text)
 
+    def id_of(self, row: int) -> str:
+        """The id of a living row."""
+        document, passage = self.passage(row)
+        return _point_id(document.id, passage.index)
+
     def row_of(self, id_: str) -> int | None:
         """The row of `<document id>#<index>`, open to everybody."""
         stored = self._stored.get(id_.partition("#")[0])

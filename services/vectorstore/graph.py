@@ -9,7 +9,6 @@ in another thread, and then serves queries; deletions only mark it.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -88,51 +87,24 @@ class Graph:
         """Rows of the graph that live."""
         return len(self.rows) - self.dead
 
-    def search(
-        self, query: Vectors, k: int, ef: int, allowed: Mask | None, visits_max: int = sys.maxsize
-    ) -> Walk:
+    def search(self, queries: Vectors, k: int, ef: int, threads: int = 1) -> Walk:
         """The nearest rows; see Walkable."""
         k = min(k, self.alive)
         if k <= 0:
-            return Walk(np.empty(0, np.int64))
+            return Walk(np.empty((len(queries), 0), np.int64))
         ef = max(ef, k)
-        asked = None if allowed is None else _Asked(allowed, visits_max)
         with self._lock:
             self._frontiers.append(ef)
             self._index.set_ef(max(self._frontiers))
         try:
-            labels, _distances = self._index.knn_query(query, k, num_threads=1, filter=asked)
+            labels, _distances = self._index.knn_query(queries, k, num_threads=threads)
         except RuntimeError:
-            labels = None
+            # A query found fewer than `k`.
+            return Walk(None)
         finally:
             with self._lock:
                 self._frontiers.remove(ef)
-        visited, matched = (asked.visited, asked.matched) if asked else (0, 0)
-        if labels is None or visited > visits_max:
-            return Walk(None, visited, matched)
-        return Walk(np.asarray(labels[0], np.int64), visited, matched)
-
-
-class _Asked:
-    """What hnswlib asks about each row on its way.
-
-    It cannot be told to stop. Beyond the bound all is allowed, so it stops soon; its answer is then void.
-    """
-
-    __slots__ = ("_matches", "_most", "matched", "visited")
-
-    def __init__(self, allowed: Mask, most: int) -> None:
-        self._matches = allowed.tobytes()
-        self._most = most
-        self.visited = self.matched = 0
-
-    def __call__(self, row: int) -> int:
-        self.visited += 1
-        if self.visited > self._most:
-            return 1
-        matches = self._matches[row]
-        self.matched += matches
-        return matches
+        return Walk(labels.astype(np.int64))
 
 
 def build_graph(plan: GraphPlan, stop: threading.Event) -> Graph | None:

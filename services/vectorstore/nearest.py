@@ -3,44 +3,67 @@
 A sight is taken on the event loop and may be searched in another thread while the collection goes on.
 What it finds was there when it was taken; a row that died since may be among it, or may
 have been wiped under it, so whoever searched elsewhere looks again before it answers (searching.py).
+
+With a filter the graph is walked as without one, so far that enough of the rows on the way should match.
+These are then the nearest that match. Where too few do, the matches lie elsewhere and are compared.
 """
 
 from __future__ import annotations
 
 import enum
-import sys
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-Vectors = npt.NDArray[np.float32]
+from services.vectorstore.distances import (
+    Metric,
+    Rows,
+    Vectors,
+    best,
+    lengths_of,
+    nearness,
+    nearness_of,
+    ranked,
+    unit,
+)
+
+__all__ = [
+    "Found",
+    "Mask",
+    "Metric",
+    "Rows",
+    "Sight",
+    "Strategy",
+    "Vectors",
+    "Walk",
+    "Walkable",
+    "Work",
+    "frontier",
+    "lengths_of",
+    "unit",
+]
+
 Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
 
 EF_DEFAULT = 128
-_BLOCK_ROWS = 1024
 # Numbers that one core compares in a millisecond, in a scan and in gathered rows; what a step of a walk
-# takes, a number of its vector, and a visit, which asks Python about a row (`python -m benchmarks.costs`).
+# takes, and a number of its vector (`python -m benchmarks.costs`).
 _SCANNED_A_MS = 1e7
 _GATHERED_A_MS = 1.8e6
 _STEP_MS = 4.5e-4
 _STEP_NUMBER_MS = 1.5e-6
-_VISIT_MS = 8e-4
-# A walk for `ef` matches visits about so many times the rows among which as many match.
-_VISITS_A_MATCH = 2.0
-# With less than this share of the matches expected on the way, they lie elsewhere than near the query, where
-# a walk may end before the best of them.
-_TRUSTED_SHARE = 0.8
-
-
-class Metric(enum.Enum):
-    """How near two vectors are."""
-
-    COSINE = 1
-    DOT = 2
-    L2 = 3
+# A walk with a filter goes so many times as far as where, matches lying anywhere, enough of them are met.
+# They must be in this share of what it found: the last rows of a walk are found less surely than the first.
+_REACH = 2.0
+_TRUSTED_SHARE = 0.75
+# How many rows beyond those asked for are ranked: single precision may misorder the last places.
+_SPARE = 8
+_TOGETHER = 32
+_NEARNESS_MAX = 8 * 1024 * 1024
 
 
 class Strategy(enum.Enum):
@@ -54,9 +77,9 @@ class Strategy(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a search did: rows that matched, rows compared one by one, rows that a filtered walk asked about.
+    """What a search did: rows that matched, rows compared one by one, rows of a walk that were filtered.
 
-    `given_up` says that a walk came first whose answer was not to be trusted.
+    `given_up` says that a walk came first which met too few matches.
     """
 
     strategy: Strategy
@@ -80,14 +103,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The nearest rows on a walk, none where it found fewer than it was asked for or was stopped.
-
-    With a filter: how many rows it asked about, and how many of them match.
-    """
+    """The nearest rows on a walk, nearest first, a row for each query; None where it found too few."""
 
     rows: Rows | None
-    visited: int = 0
-    matched: int = 0
 
 
 class Walkable(Protocol):
@@ -99,10 +117,24 @@ class Walkable(Protocol):
     def alive(self) -> int:
         """Rows of the graph that live."""
 
-    def search(
-        self, query: Vectors, k: int, ef: int, allowed: Mask | None, visits_max: int = sys.maxsize
-    ) -> Walk:
-        """The nearest rows; with a filter after at most so many visits."""
+    def search(self, queries: Vectors, k: int, ef: int, threads: int = 1) -> Walk:
+        """The `k` nearest living rows of each query, or as many as there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """What each query asks for: `k` rows among those allowed; `filtered` if not all that live are."""
+
+    k: int
+    ef: int
+    allowed: Mask
+    matches: int
+    filtered: bool
+    threads: int
+
+    @property
+    def rows(self) -> int:
+        return self.k + _SPARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,53 +153,90 @@ class Sight:
 
         `allowed` has been masked with `live`. `ef` bounds the walk through the graph; 0 is the default.
         """
-        if self.metric is Metric.COSINE:
-            query = _unit_query(query)
-        # A few more than asked for: single precision may misorder the last places.
-        wanted = k + 8
-        if allowed is None:
-            return self._search_all(query, k, wanted, ef)
-        matches = int(np.count_nonzero(allowed))
-        visits = _visits(frontier(wanted, ef), matches, len(allowed))
-        exact_ms = self._exact_ms(matches)
-        if self.graph is None or visits * _VISIT_MS >= exact_ms:
-            return self._exact(query, k, wanted, allowed, Work(Strategy.EXACT_ALL, matches))
-        return self._walk_matches(self.graph, query, k, wanted, ef, allowed, int(exact_ms / _VISIT_MS))
+        return self.search_many(query[np.newaxis], k, ef, allowed)[0]
 
-    def _search_all(self, query: Vectors, k: int, wanted: int, ef: int) -> Found:
-        alive = int(np.count_nonzero(self.live))
-        if self.graph is not None:
-            ef = frontier(wanted, ef)
-            walk = self.graph.search(query, wanted, ef, None)
-            if walk.rows is not None:
-                tail = self._scan(query, self.graph.until, wanted, None)
-                work = Work(Strategy.WALK, alive, len(self.vectors) - self.graph.until, ef=ef)
-                return self._ranked(query, np.concatenate([walk.rows, tail]), k, work)
-        rows = self._scan(query, 0, wanted, None)
-        return self._ranked(query, rows, k, Work(Strategy.EXACT_ALL, alive, len(self.vectors)))
+    def search_many(
+        self, queries: Vectors, k: int, ef: int = 0, allowed: Mask | None = None, threads: int = 1
+    ) -> list[Found]:
+        """The same for several queries, a row each; a walk may use so many threads."""
+        if self.metric is Metric.COSINE:
+            queries = unit(queries)
+        among = self.live if allowed is None else allowed
+        want = _Want(k, ef, among, int(np.count_nonzero(among)), allowed is not None, threads)
+        together = max(1, min(_TOGETHER, _NEARNESS_MAX // max(len(self.vectors), 1)))
+        found: list[Found] = []
+        for start in range(0, len(queries), together):
+            found += self._search(queries[start : start + together], want)
+        return found
+
+    def _search(self, queries: Vectors, want: _Want) -> list[Found]:
+        walked, work = self._walk(queries, want)
+        answered = [place for place, rows in enumerate(walked) if rows is not None]
+        left = [place for place, rows in enumerate(walked) if rows is None]
+        found: dict[int, Found] = {}
+        if self.graph is not None and answered:
+            some = queries if not left else queries[answered]
+            tails: Sequence[Rows] = ()
+            if len(self.vectors) > self.graph.until:
+                tails = self._scan(some, self.graph.until, want)
+                work = replace(work, compared=len(self.vectors) - self.graph.until)
+            rows = [there for there in walked if there is not None]
+            for place, tail in enumerate(tails):
+                rows[place] = np.concatenate([rows[place], tail])
+            found |= zip(answered, self._ranked(some, rows, want.k, work), strict=True)
+        if left:
+            exact = Work(Strategy.EXACT_ALL, want.matches, 0, work.visited, work.ef, work.ef > 0)
+            found |= zip(left, self._exact(queries[left], want, exact), strict=True)
+        return [found[place] for place in range(len(queries))]
+
+    def _walk(self, queries: Vectors, want: _Want) -> tuple[list[Rows | None], Work]:
+        """For each query its nearest matches in the graph, None where a walk cannot tell or would not pay."""
+        nothing: list[Rows | None] = [None] * len(queries)
+        work = Work(Strategy.WALK, want.matches)
+        if self.graph is None:
+            return nothing, work
+        ef = frontier(want.rows, want.ef)
+        if not want.filtered:
+            walk = self.graph.search(queries, want.rows, ef, want.threads)
+            return nothing if walk.rows is None else list(walk.rows), Work(Strategy.WALK, want.matches, ef=ef)
+        within = int(np.count_nonzero(want.allowed[: self.graph.until]))
+        enough = min(want.rows, within)
+        if not enough:
+            return nothing, work
+        reach = max(ef, math.ceil(_REACH * enough * self.graph.alive / within))
+        return self._walk_matches(self.graph, queries, want, enough, min(reach, self.graph.alive))
 
     def _walk_matches(
-        self, graph: Walkable, query: Vectors, k: int, wanted: int, ef: int, allowed: Mask, visits_max: int
-    ) -> Found:
-        matches, ef = int(np.count_nonzero(allowed)), frontier(wanted, ef)
-        walk = graph.search(query, wanted, ef, allowed, visits_max)
-        expected = np.count_nonzero(allowed[: graph.until]) / max(graph.alive, 1) * walk.visited
-        if walk.rows is None or walk.matched < _TRUSTED_SHARE * expected:
-            given_up = Work(Strategy.EXACT_ALL, matches, visited=walk.visited, ef=ef, given_up=True)
-            return self._exact(query, k, wanted, allowed, given_up)
-        tail = self._scan(query, graph.until, wanted, allowed)
-        work = Work(Strategy.WALK_MATCHES, matches, len(self.vectors) - graph.until, walk.visited, ef)
-        return self._ranked(query, np.concatenate([walk.rows, tail]), k, work)
+        self, graph: Walkable, queries: Vectors, want: _Want, enough: int, reach: int
+    ) -> tuple[list[Rows | None], Work]:
+        walked: list[Rows | None] = [None] * len(queries)
+        work = Work(Strategy.WALK_MATCHES, want.matches)
+        if self._walk_ms(reach) >= self._exact_ms(want.matches):
+            return walked, work
+        work = Work(Strategy.WALK_MATCHES, want.matches, visited=reach, ef=reach)
+        walk = graph.search(queries, reach, reach, want.threads)
+        if walk.rows is None:
+            return walked, work
+        # Of a graph that was walked to its end nothing is left to find.
+        trusted = reach if reach == graph.alive else int(reach * _TRUSTED_SHARE)
+        for place, rows in enumerate(walk.rows[:, :trusted]):
+            matching = rows[want.allowed[rows]]
+            # Nearest first, so nothing that the walk did not meet is nearer than these.
+            if len(matching) >= enough:
+                walked[place] = matching[:enough]
+        return walked, work
 
-    def _exact(self, query: Vectors, k: int, wanted: int, allowed: Mask, work: Work) -> Found:
+    def _exact(self, queries: Vectors, want: _Want, work: Work) -> list[Found]:
         """The matches compared one by one: gathered, or among all rows where that is cheaper."""
-        if self._gathers(work.matches):
-            rows = self._nearest_of(query, np.flatnonzero(allowed), wanted)
-            work = replace(work, strategy=Strategy.EXACT_MATCHES, compared=work.matches)
+        if want.filtered and self._gathers(want.matches):
+            rows = np.flatnonzero(want.allowed)
+            near = nearness_of(self.metric, queries, self.vectors, self.scale, rows)
+            found = list(rows[best(near, want.rows)])
+            work = replace(work, strategy=Strategy.EXACT_MATCHES, compared=want.matches)
         else:
-            rows = self._scan(query, 0, wanted, allowed)
+            found = self._scan(queries, 0, want)
             work = replace(work, compared=len(self.vectors))
-        return self._ranked(query, rows, k, work)
+        return list(self._ranked(queries, found, want.k, work))
 
     def _gathers(self, matches: int) -> bool:
         return matches / _GATHERED_A_MS < len(self.vectors) / _SCANNED_A_MS
@@ -176,6 +245,9 @@ class Sight:
         rows, dimension = len(self.vectors), int(self.vectors.shape[1])
         return dimension * min(matches / _GATHERED_A_MS, rows / _SCANNED_A_MS)
 
+    def _walk_ms(self, ef: int) -> float:
+        return ef * (_STEP_MS + int(self.vectors.shape[1]) * _STEP_NUMBER_MS)
+
     def cost_ms(self, k: int, ef: int, filtered: bool) -> float:
         """About how long a search takes at worst: with a filter, a walk given up and an exact look."""
         if self.graph is None:
@@ -183,90 +255,29 @@ class Sight:
         if filtered:
             return 2 * self._exact_ms(len(self.vectors))
         return self.work_ms(
-            Work(Strategy.WALK, 0, len(self.vectors) - self.graph.until, ef=frontier(k + 8, ef))
+            Work(Strategy.WALK, 0, len(self.vectors) - self.graph.until, ef=frontier(k + _SPARE, ef))
         )
 
     def work_ms(self, work: Work) -> float:
         """About how long a search took."""
-        dimension = int(self.vectors.shape[1])
         gathered = work.strategy is Strategy.EXACT_MATCHES
-        compared = work.compared * dimension / (_GATHERED_A_MS if gathered else _SCANNED_A_MS)
-        walked = work.ef * (_STEP_MS + dimension * _STEP_NUMBER_MS) if work.strategy is Strategy.WALK else 0.0
-        return compared + walked + work.visited * _VISIT_MS
+        numbers = work.compared * int(self.vectors.shape[1])
+        walked = work.visited or (work.ef if work.strategy is Strategy.WALK else 0)
+        return numbers / (_GATHERED_A_MS if gathered else _SCANNED_A_MS) + self._walk_ms(walked)
 
-    def _scan(self, query: Vectors, start: int, wanted: int, allowed: Mask | None) -> Rows:
-        live = self.live[start:] if allowed is None else allowed[start:]
-        nearness = self._nearness(query, self.vectors[start:], self.scale[start:])
-        nearness[~live] = -np.inf
-        rows = _top(nearness, wanted)
-        kept: Rows = rows[live[rows]] + start
-        return kept
+    def _scan(self, queries: Vectors, start: int, want: _Want) -> list[Rows]:
+        allowed = want.allowed[start:]
+        near = nearness(self.metric, queries, self.vectors[start:], self.scale[start:])
+        if not allowed.all():
+            near[:, ~allowed] = -np.inf
+        return [rows[allowed[rows]] + start for rows in best(near, want.rows)]
 
-    def _nearest_of(self, query: Vectors, rows: Rows, wanted: int) -> Rows:
-        scale = self.scale[rows] if self.metric is Metric.COSINE else self.scale
-        nearness = self._nearness(query, self.vectors[rows], scale)
-        near: Rows = rows[_top(nearness, wanted)]
-        return near
-
-    def _nearness(self, query: Vectors, vectors: Vectors, scale: npt.NDArray[np.float32]) -> Vectors:
-        """Larger is nearer."""
-        if self.metric is not Metric.L2:
-            dots: Vectors = vectors @ query
-            return dots * scale if self.metric is Metric.COSINE else dots
-        nearness = np.empty(len(vectors), np.float32)
-        # Differences, block by block: |a|^2 - 2ab + |b|^2 loses near neighbours far from the origin.
-        for start in range(0, len(vectors), _BLOCK_ROWS):
-            block = vectors[start : start + _BLOCK_ROWS] - query
-            nearness[start : start + len(block)] = -np.einsum("ij,ij->i", block, block)
-        return nearness
-
-    def _ranked(self, query: Vectors, rows: Rows, k: int, work: Work) -> Found:
-        """Exact scores in double precision, and the order by them, then by row."""
-        vectors = self.vectors[rows].astype(np.float64)
-        wanted = query.astype(np.float64)
-        if self.metric is Metric.L2:
-            apart = vectors - wanted
-            scores: npt.NDArray[np.float64] = np.einsum("ij,ij->i", apart, apart)
-            order = np.lexsort((rows, scores))[:k]
-        else:
-            scores = np.asarray(vectors @ wanted)
-            if self.metric is Metric.COSINE:
-                # Squares of lengths within 1e-18 to 1e18 stay far inside double precision.
-                scores = scores / np.sqrt(np.einsum("ij,ij->i", vectors, vectors) * (wanted @ wanted))
-            order = np.lexsort((rows, -scores))[:k]
-        return Found(rows[order], scores[order], work, self.work_ms(work))
+    def _ranked(self, queries: Vectors, found: Sequence[Rows], k: int, work: Work) -> Iterator[Found]:
+        cost_ms = self.work_ms(work)
+        for query, rows in zip(queries, found, strict=True):
+            yield Found(*ranked(self.metric, query, self.vectors, rows, k), work, cost_ms)
 
 
 def frontier(wanted: int, ef: int) -> int:
     """The `ef` of a walk: the one asked for, or a default that grows with the number of hits."""
     return ef or max(EF_DEFAULT, 2 * wanted)
-
-
-def _visits(ef: int, matches: int, rows: int) -> float:
-    """About how many rows a walk visits until it has found `ef` that match, if they lie anywhere."""
-    return _VISITS_A_MATCH * ef * rows / max(matches, 1)
-
-
-def lengths_of(vectors: Vectors) -> Vectors:
-    """The length of each vector."""
-    # Double precision: the squares of very short or long vectors leave the range of single.
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    return np.asarray(np.sqrt(squares), np.float32)
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """The vectors at length 1."""
-    lengths = np.maximum(lengths_of(vectors), np.float32(1e-30))
-    return np.asarray(vectors / lengths[:, np.newaxis], np.float32)
-
-
-def _unit_query(query: Vectors) -> Vectors:
-    """The same as `unit`, for one vector and at a third of the cost."""
-    wide = query.astype(np.float64)
-    return np.asarray(wide / max(float(wide @ wide) ** 0.5, 1e-30), np.float32)
-
-
-def _top(nearness: Vectors, count: int) -> Rows:
-    if count >= len(nearness):
-        return np.arange(len(nearness))
-    return np.argpartition(nearness, len(nearness) - count)[-count:]

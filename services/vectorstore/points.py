@@ -84,6 +84,10 @@ class PointState(State):
         version = int(self._versions.view()[row])
         return Point(row, self._ids_by_row[row], self._metadata[row], self._texts[row], version)
 
+    def id_of(self, row: int) -> str:
+        """A living row's id."""
+        return self._ids_by_row[row]
+
     def version_of(self, id_: str) -> int:
         """The version of a point, 0 if it is not there."""
         row = self._rows.get(id_)

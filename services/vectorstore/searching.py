@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -44,11 +45,23 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The hits of a query, how they were found, and about how long that took a core."""
+    """The rows that a query found in a state, how, and about how long that took a core."""
 
-    hits: list[Hit]
+    state: State
+    rows: list[int]
+    scores: list[float]
+    vectors: Vectors | None
     work: Work | None
     cost_ms: float
+
+    @property
+    def hits(self) -> list[Hit]:
+        """The points that were found."""
+        vectors = [None] * len(self.rows) if self.vectors is None else list(self.vectors)
+        return [
+            Hit(self.state.point(row), score, vector)
+            for row, score, vector in zip(self.rows, self.scores, vectors, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,11 @@ _CONDITION_MS = 5e-6
 _INLINE_MS = 1.0
 _TRIES = 3
 _WAITING_MAX = 256
-_Search = Callable[[], Found]
+_TOGETHER = 32
+# Beyond so many at once, a walk's second thread would take a core from another call for little.
+_THREADS = min(2, os.cpu_count() or 1)
+# A search for each query, all of one kind.
+_Search = Callable[[], list[Found]]
 _T = TypeVar("_T")
 
 
@@ -103,19 +120,42 @@ class Finder:
 
     async def query(self, use: Use, wanted: Wanted) -> Answer:
         """The nearest points that match."""
-        state, found = await self._found(use, lambda state: _plan_query(state, wanted))
-        vectors = state.index.vectors(found.rows) if wanted.with_vectors else None
-        hits = [
-            Hit(state.point(row), score, None if vectors is None else vectors[place])
-            for place, (row, score) in enumerate(zip(found.rows.tolist(), found.scores.tolist(), strict=True))
+        return (await self._alike(use, [wanted]))[0]
+
+    async def query_many(self, use: Use, wanted: Sequence[Wanted]) -> list[Answer]:
+        """The same for several queries; those that differ in their vectors alone are searched together."""
+        kinds: dict[tuple[int, int, Filter | None, bool], list[int]] = {}
+        for place, one in enumerate(wanted):
+            kinds.setdefault((one.k, one.ef, one.condition, one.with_vectors), []).append(place)
+        answers: dict[int, Answer] = {}
+        for places in kinds.values():
+            for start in range(0, len(places), _TOGETHER):
+                some = places[start : start + _TOGETHER]
+                answers |= zip(some, await self._alike(use, [wanted[place] for place in some]), strict=True)
+                # Other calls get their turn in between.
+                await asyncio.sleep(0)
+        return [answers[place] for place in range(len(wanted))]
+
+    async def _alike(self, use: Use, wanted: Sequence[Wanted]) -> list[Answer]:
+        threads = 1 if self._waiting else _THREADS
+        state, found = await self._found(use, lambda state: _plan_query(state, wanted, threads))
+        return [
+            Answer(
+                state,
+                one.rows.tolist(),
+                one.scores.tolist(),
+                state.index.vectors(one.rows) if wanted[0].with_vectors else None,
+                one.work,
+                one.cost_ms,
+            )
+            for one in found
         ]
-        return Answer(hits, found.work, found.cost_ms)
 
     async def search_passages(self, use: Use, wanted: WantedPassages) -> list[PassageHit]:
         """The best passages of documents that match and may be seen."""
         if not isinstance(use.collection.state, DocumentState):
             raise not_text()
-        state, found = await self._found(use, lambda state: _plan_passages(state, wanted))
+        state, (found,) = await self._found(use, lambda state: _plan_passages(state, wanted))
         if not isinstance(state, DocumentState):
             raise not_text()
         return [
@@ -135,8 +175,10 @@ class Finder:
             return use.collection.state, use.collection.state.allowed(condition)
         return state, None if mask is None else mask & state.index.live[: len(mask)]
 
-    async def _found(self, use: Use, plan: Callable[[State], tuple[_Search, float]]) -> tuple[State, Found]:
-        """What a search finds, and the state in which all of it is there now."""
+    async def _found(
+        self, use: Use, plan: Callable[[State], tuple[_Search, float]]
+    ) -> tuple[State, list[Found]]:
+        """What searches find, and the state in which all of it is there now."""
         for _ in range(_TRIES):
             state = use.collection.state
             search, cost_ms = plan(state)
@@ -144,7 +186,8 @@ class Finder:
                 return state, search()
             found = await self._elsewhere(search)
             # What was deleted meanwhile must not be answered, and leaves a gap that something else fills.
-            if state is use.collection.state and state.index.live[found.rows].all():
+            live = state.index.live
+            if state is use.collection.state and all(live[one.rows].all() for one in found):
                 return state, found
         state = use.collection.state
         return state, plan(state)[0]()
@@ -161,17 +204,20 @@ class Finder:
             self._waiting -= 1
 
 
-def _plan_query(state: State, wanted: Wanted) -> tuple[_Search, float]:
+def _plan_query(state: State, wanted: Sequence[Wanted], threads: int) -> tuple[_Search, float]:
+    """A search for queries that differ in their vectors alone."""
     look = state.look()
     sight = state.index.sight(look.live)
-    cost_ms = sight.cost_ms(wanted.k, wanted.ef, wanted.condition is not None)
-    filter_ms = count(wanted.condition) * len(look.live) * _CONDITION_MS if wanted.condition else 0.0
+    one = wanted[0]
+    cost_ms = sight.cost_ms(one.k, one.ef, one.condition is not None) * len(wanted)
+    filter_ms = count(one.condition) * len(look.live) * _CONDITION_MS if one.condition else 0.0
 
-    def search() -> Found:
+    def search() -> list[Found]:
         if not look.live.any():
-            return _NOTHING
-        found = sight.search(wanted.vector, wanted.k, wanted.ef, state.seen(look, wanted.condition))
-        return replace(found, cost_ms=found.cost_ms + filter_ms)
+            return [_NOTHING] * len(wanted)
+        queries = np.stack([each.vector for each in wanted])
+        found = sight.search_many(queries, one.k, one.ef, state.seen(look, one.condition), threads)
+        return [replace(each, cost_ms=each.cost_ms + filter_ms) for each in found] if filter_ms else found
 
     return search, cost_ms + filter_ms
 
@@ -190,9 +236,9 @@ def _plan_passages(state: State, wanted: WantedPassages) -> tuple[_Search, float
     if wanted.mode is not Mode.DENSE:
         cost_ms += lexical_index.cost_ms(wanted.text, len(look.live))
 
-    def search() -> Found:
+    def search() -> list[Found]:
         if not look.live.any():
-            return _NOTHING
+            return [_NOTHING]
         allowed = state.seen(look, wanted.condition, wanted.principals)
         dense = lexical = _NOTHING
         if wanted.vector is not None and wanted.mode is not Mode.LEXICAL:
@@ -206,7 +252,7 @@ def _plan_passages(state: State, wanted: WantedPassages) -> tuple[_Search, float
                 found = dense
             case Mode.LEXICAL:
                 found = lexical
-        return _best_of_each(state, found, wanted.k) if wanted.one_per_document else found
+        return [_best_of_each(state, found, wanted.k) if wanted.one_per_document else found]
 
     return search, cost_ms
 

@@ -133,6 +133,10 @@ class State(abc.ABC):
         """A living row."""
 
     @abc.abstractmethod
+    def id_of(self, row: int) -> str:
+        """The id of a living row's point."""
+
+    @abc.abstractmethod
     def row_of(self, id_: str) -> int | None:
         """The row of a point's id."""
 

@@ -7,6 +7,7 @@ their own, which shares no interpreter with services or attackers.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -23,11 +24,13 @@ from services.standalone.pki import Installation
 from tests.gateway.load import Kind, Outcome, measured
 from tests.gateway.rig import Edge
 
-# Times without an attack that differ by more say that ratios of times say nothing.
-_CONTROL_MAX = 1.5
+# Times without an attack that differ by more say that ratios of times say nothing; so does an edge that
+# waits for a core, while there is no attack, for more than this part of the time.
+_CONTROL_MAX, _WAITED_MAX = 1.5, 0.25
 _SECONDS, _ROUNDS = 2.0, 5
 # Until an attack is under way.
 _BEFORE_S = 0.4
+_TURN_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Felt:
     p99_ratio: float
     # The same ratio of times without an attack.
     control: float
+    # The part of the time, without an attack, in which the edge could have run and had no core.
+    waited: float
     # How long it all took.
     seconds: float
     attacks: list[Any]
@@ -77,7 +82,7 @@ class Felt:
     @property
     def steady(self) -> bool:
         """Whether the machine was quiet enough to tell."""
-        return self.control < _CONTROL_MAX
+        return self.control < _CONTROL_MAX and self.waited < _WAITED_MAX
 
     def held(self, ratio: float) -> bool:
         """Whether no call failed, and the others took at most so much longer, if that can be told."""
@@ -85,49 +90,72 @@ class Felt:
 
     def __str__(self) -> str:
         doubt = "" if self.steady else ", too busy to tell"
-        times = f"p99 {self.p99_ratio:.1f}x (control {self.control:.1f}x{doubt})"
+        times = f"p99 {self.p99_ratio:.1f}x (control {self.control:.1f}x, {self.waited:.0%} waited{doubt})"
         return f"{self.failed} of {self.good} failed, {times}"
 
 
 def feel(
-    crew: Crew, edge: Edge, kind: Kind, attack: Callable[[float], list[Future[Any]]], spinning: int = 2
+    crew: Crew,
+    edge: Edge,
+    kind: Kind,
+    attack: Callable[[float], list[Future[Any]]],
+    spinning: int = 2,
+    share: float = 1.0,
 ) -> Felt:
     """Lets the neighbour call with and without the attack, in turn.
 
-    attack: begins one of so many seconds. spinning: how many attackers keep a core busy while there is
-    none, as the attack itself does.
+    attack: begins one of so many seconds. spinning, share: how many attackers keep what part of a core busy
+    while there is none, as the attack itself does.
     """
     began = time.monotonic()
-    quiet, during, attacks = [_beside_busy_cores(crew, edge, kind, spinning)], [], []
+
+    def calm() -> tuple[Outcome, float]:
+        jobs = [crew.attackers.submit(_spin, _SECONDS, share) for _ in range(spinning)]
+        before = _waited_s(edge)
+        outcome = crew.neighbours_calls(edge, kind, _SECONDS).result()
+        waited = (_waited_s(edge) - before) / outcome.seconds
+        for job in jobs:
+            job.result()
+        return outcome, waited
+
+    quiet, during, attacks = [calm()], [], []
     for _ in range(_ROUNDS):
         jobs = attack(_SECONDS + 2 * _BEFORE_S)
         time.sleep(_BEFORE_S)
         during.append(crew.neighbours_calls(edge, kind, _SECONDS).result())
         attacks += [job.result() for job in jobs]
-        quiet.append(_beside_busy_cores(crew, edge, kind, spinning))
-    calm, tense = ([one.quantile(0.99) for one in outcomes] for outcomes in (quiet, during))
-    pairs = list(itertools.pairwise(calm))
+        quiet.append(calm())
+    before = [outcome for outcome, _ in quiet]
+    pairs = list(itertools.pairwise(one.quantile(0.99) for one in before))
+    tense = [one.quantile(0.99) for one in during]
     return Felt(
         sum(one.failed for one in during),
         sum(one.good for one in during),
-        sum(one.good for one in quiet + during),
+        sum(one.good for one in before + during),
         statistics.median(2 * one / sum(pair) for one, pair in zip(tense, pairs, strict=True)),
         statistics.median(max(pair) / min(pair) for pair in pairs),
+        statistics.median(waited for _, waited in quiet),
         time.monotonic() - began,
         attacks,
     )
 
 
-def _beside_busy_cores(crew: Crew, edge: Edge, kind: Kind, spinning: int) -> Outcome:
-    """What the calls take beside processes that are as busy as attackers, and leave the edge alone."""
-    jobs = [crew.attackers.submit(_spin, _SECONDS) for _ in range(spinning)]
-    outcome = crew.neighbours_calls(edge, kind, _SECONDS).result()
-    for job in jobs:
-        job.result()
-    return outcome
+def _waited_s(edge: Edge) -> float:
+    """How long the threads of Envoy and of policy have waited for a core."""
+    assert edge.process is not None
+    waited_ns = 0
+    for pid in (*edge.envoy_pids(), edge.process.pid):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            # A thread may end meanwhile.
+            with contextlib.suppress(OSError):
+                waited_ns += int((task / "schedstat").read_text().split()[1])
+    return waited_ns / 1e9
 
 
-def _spin(seconds: float) -> None:
+def _spin(seconds: float, share: float) -> None:
+    """Keeps this part of a core busy, in turns of five milliseconds."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pass
+    while (now := time.monotonic()) < deadline:
+        while time.monotonic() < now + share * _TURN_S:
+            pass
+        time.sleep((1 - share) * _TURN_S)

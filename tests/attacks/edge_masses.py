@@ -101,8 +101,8 @@ def disorder(target: Target, count: int) -> int:
             for batch in range(_CALLS_EACH // _STREAMS):
                 # Never more than fit in the table at once, and a table of another size each time.
                 one.encoder.header_table_size = (4096, 0, 256, 1024)[batch % 4]
-                for number in range(_STREAMS // 2):
-                    one.send(_disorderly(one, target, sent + number))
+                calls = [_disorderly(one, target, sent + number) for number in range(_STREAMS // 2)]
+                one.send(b"".join(calls))
                 sent += _STREAMS // 2
                 _answered(one, (batch + 1) * _STREAMS // 2)
             one.send(frame(HEADERS, END_HEADERS | END_STREAM, one.new_stream(), _BROKEN[sent % len(_BROKEN)]))

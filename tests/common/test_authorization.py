@@ -55,6 +55,8 @@ def test_only_the_event_watch_and_health_go_without_a_context() -> None:
         "/sealcomb.internal.v1.KeyReleaseService/WatchKeyEvents",
         # What the watch would have told, as ids alone.
         "/sealcomb.internal.v1.KeyReleaseService/ListDestroyed",
+        # For those accounts alone whose owners took leave for it, each under a permit of its own.
+        "/sealcomb.internal.v1.KeyReleaseService/ListReseals",
         # Its grant says who acts: nobody is there to call when long work goes on.
         "/sealcomb.internal.v1.KeyReleaseService/RenewPermit",
         # Nothing is done for a caller: counts, and which tokens have ended.

@@ -144,6 +144,9 @@ class Keyvault(kv_stubs.KeyReleaseServiceServicer):
     async def ReportDataKeys(self, request: Any, context: Any) -> kv.ReportDataKeysResponse:
         raise NotImplementedError
 
+    async def ListReseals(self, request: Any, context: Any) -> kv.ListResealsResponse:
+        raise NotImplementedError
+
     async def ListDestroyed(self, request: Any, context: Any) -> kv.ListDestroyedResponse:
         raise NotImplementedError
 

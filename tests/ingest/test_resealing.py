@@ -31,11 +31,10 @@ class Vectorstore:
         """The one collection."""
         return CollectionInfo(COLLECTION, 2, "", "")
 
-    async def get(self, _collection: str, document_id: str) -> tuple[str, Any]:
-        """A record, if there is one."""
-        if document_id not in self.documents:
+    async def get_by_id(self, collection_id: str, document_id: str) -> None:
+        """Whether there is a record."""
+        if collection_id != COLLECTION or document_id not in self.documents:
             raise NotFound("no such document")
-        return COLLECTION, None
 
 
 @dataclass
@@ -218,3 +217,17 @@ async def test_a_damaged_original_is_left_and_counted_and_no_key_goes(
     assert passing.keyvault.reports == [(set(), 0.0)]
     assert path.read_bytes() == raw
     assert passing.sealed_under().count(new.id) == 2
+
+
+async def test_a_whole_pass_goes_by_the_collections_id(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody calls there is no name; all pages are gone through, and keyvault is told once."""
+    for _ in range(5):
+        await passing.write()
+    new = passing.rotate()
+    monkeypatch.setattr(resealing_module, "_LOOKED_MAX", 2)
+    monkeypatch.setattr(passing.vectorstore, "resolve", None)
+    await passing.resealer.all(COLLECTION)
+    assert passing.sealed_under() == [new.id] * 5
+    assert len(passing.keyvault.reports) == 1

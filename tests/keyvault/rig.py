@@ -40,6 +40,7 @@ from services.keyvault.records import AccountKey, Wrapping
 from services.keyvault.release_gate import ReleaseGate
 from services.keyvault.releases import Releases
 from services.keyvault.resealing import Resealing
+from services.keyvault.reseals import Reseals
 from services.keyvault.statements import StatementSigner
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
@@ -151,6 +152,7 @@ class Rig:
             GRANT_AUDIENCE, {"keyvault": self.signing_key.public_key()}, self.clock, GRANT_LIFE_S_MAX
         )
         self.permits = Permits(self.store, ContextSigner(self.signing_key), self.grants, self.clock)
+        self.reseals = Reseals(self.store, ContextSigner(self.signing_key), self.clock)
         self.chain = AuditChain(self.store, DataKey(ids.new_id(), bytes(32)))
         self.statements = StatementSigner(self.signing_key)
         self.receipts = Receipts(self.store, self.statements)

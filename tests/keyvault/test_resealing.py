@@ -10,7 +10,7 @@ from sealcomb_client.audit import verify_chain
 from services.common import ids
 from services.common.errors import KeyDisabled, SealcombError
 from services.keyvault.events import KeyChange
-from services.keyvault.policy import KeyUnknown, PurposeRefused
+from services.keyvault.policy import KeyUnknown, PermitEnded, PurposeRefused
 from services.keyvault.releases import Releases
 from services.keyvault.resealing import AGED_FOR_S
 from tests.keyvault.rig import Rig
@@ -97,7 +97,7 @@ async def test_only_the_service_whose_key_it_is_reports_it_in_its_own_call(rig: 
         rig.asker(account),
         rig.asker(account, method=_RESEAL, bearer="vectorstore", job_id="job"),
     ):
-        with pytest.raises(PurposeRefused):
+        with pytest.raises((PurposeRefused, PermitEnded)):
             await rig.resealing.report(wrong, resource, "collection", (), _now_us(rig))
     catalog = rig.asker(account, method=_RESEAL)
     with pytest.raises(PurposeRefused):

@@ -96,12 +96,20 @@ async def service(tmp_path: Path) -> AsyncIterator[_Service]:
     (tmp_path / "data").mkdir()
     rig = Rig(tmp_path / "data" / "keyvault.db", FileKms(bytes(range(32))), SystemClock())  # type: ignore[arg-type]
     rig.permits._signer = ContextSigner.from_file(installation.context_key_file("keyvault"))
+    rig.reseals._signer = rig.permits._signer
     verifier = ContextVerifier.from_folder("keyvault", installation.context_trust_dir, SystemClock())
     guard = GuardInterceptor("keyvault", rules_for("keyvault"), verifier)
     server = InnerServer("127.0.0.1:0", TlsFiles(installation.tls_dir("keyvault")), guard)
     keyvault_service_pb2_grpc.add_KeyReleaseServiceServicer_to_server(
         KeyReleaseServicer(
-            rig.vault, rig.gate, rig.releases, rig.permits, rig.events, rig.receipts, rig.resealing
+            rig.vault,
+            rig.gate,
+            rig.releases,
+            rig.permits,
+            rig.events,
+            rig.receipts,
+            rig.resealing,
+            rig.reseals,
         ),
         server.grpc_server,
     )

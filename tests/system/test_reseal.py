@@ -41,13 +41,17 @@ def _data_keys(installation: Installation, account: str) -> dict[str, str]:
         return dict(rows.fetchall())
 
 
-def _an_hour_passes(installation: Installation, account: str) -> None:
-    """Makes the account's replaced keys look as old as they must be to go."""
+def _ask(installation: Installation, statement: str, *values: str) -> None:
+    """Runs a statement as somebody who can write keyvault's database would."""
     database = installation.data / "keyvault" / "keyvault.db"
     with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-        connection.execute(
-            "UPDATE data_keys SET aged_us = aged_us - 3600000000 WHERE account=? AND aged_us > 0", (account,)
-        )
+        connection.execute(statement, values)
+
+
+def _an_hour_passes(installation: Installation, account: str) -> None:
+    """Makes the account's replaced keys look as old as they must be to go."""
+    older = "UPDATE data_keys SET aged_us = aged_us - 3600000000 WHERE account=? AND aged_us > 0"
+    _ask(installation, older, account)
 
 
 def _reseal(account: Account) -> int:
@@ -100,6 +104,8 @@ def test_everything_moves_to_new_data_keys_and_the_old_ones_are_destroyed(quick:
     assert set(old.values()) == {"current"}
     key = client.keys.rotate(new_data_keys=True)
     assert (key.version, key.aged_data_keys) == (2, len(old))
+    # Here the owner's own calls do it.
+    _ask(quick, "DELETE FROM reseals")
     assert _reseal(account) == 3
     assert client.keys.get().aged_data_keys == len(old)
     _an_hour_passes(quick, account.id)
@@ -117,6 +123,29 @@ def test_everything_moves_to_new_data_keys_and_the_old_ones_are_destroyed(quick:
     for name, id_ in documents.items():
         assert _eventually(partial(_download, account, id_)) == originals[name]
     assert {hit.document_name for hit in client.search("texts", "bees seal cells")} == set(originals)
+
+
+def test_old_keys_go_without_a_call_of_their_owner(quick: Installation) -> None:
+    """The services seal anew under the leave that the rotation took, also after they were killed."""
+    account = quick.new_account()
+    client = account.client
+    client.collections.create("vectors", dimension=2)
+    client.points.upsert("vectors", [point("a", [1, 0])])
+    client.collections.create("texts", embedder="default")
+    document = client.documents.upload("texts", b"Drones leave in August.", name="drones.txt").id
+    old = _data_keys(quick, account.id)
+    assert client.keys.rotate(new_data_keys=True).aged_data_keys == len(old)
+    _kill_services(quick)
+    _an_hour_passes(quick, account.id)
+    end = time.monotonic() + _WITHIN_S
+    while _data_keys(quick, account.id).keys() & old.keys():
+        assert time.monotonic() < end
+        # The next look of the background work is due now.
+        _ask(quick, "UPDATE reseals SET next_us = 0")
+        time.sleep(1.0)
+    assert client.keys.get().aged_data_keys == 0
+    assert [found.id for found in _eventually(lambda: client.points.get("vectors", ["a"]))] == ["a"]
+    assert _eventually(partial(_download, account, document)) == b"Drones leave in August."
 
 
 def test_it_wants_the_keys_scope(quick: Installation) -> None:

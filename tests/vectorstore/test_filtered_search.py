@@ -8,7 +8,8 @@ import pytest
 
 from sealcomb.v1 import vector_service_pb2 as vectors_pb
 from services.vectorstore import nearest
-from services.vectorstore.index import Mask, Metric, VectorIndex, Vectors
+from services.vectorstore.graph import Graph
+from services.vectorstore.index import Found, Mask, Metric, VectorIndex, Vectors
 from services.vectorstore.nearest import Strategy
 from tests.vectorstore.conftest import Rig
 from tests.vectorstore.test_index import clustered, exact, filled, recall, with_graph
@@ -74,38 +75,56 @@ def test_recall_is_at_least_95_percent_whatever_matches(
     assert measure(index, direction, share)[0] >= 0.95
 
 
-def test_twin_a_walk_that_is_trusted_blindly_misses_matches_away_from_the_query(
-    index: VectorIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The twin: walking always and asking nothing of what it met, recall falls below the floor."""
-    monkeypatch.setattr(nearest, "_SCANNED_A_MS", 1e3)
-    monkeypatch.setattr(nearest, "_GATHERED_A_MS", 1e3)
-    monkeypatch.setattr(nearest, "_TRUSTED_SHARE", 0.0)
-    assert measure(index, "farthest", 0.9)[0] < 0.95
+def test_twin_a_walk_that_is_trusted_blindly_misses_matches_away_from_the_query(index: VectorIndex) -> None:
+    """The twin: whatever of a walk matches, however few, recall falls below the floor."""
+    assert isinstance(index.graph, Graph)
+    vectors, found = index.every_vector, []
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for query in clustered(20, seed=5):
+        allowed = matches("farthest", 0.9, unit @ query)
+        walk = index.graph.search(query[np.newaxis], nearest.EF_DEFAULT, nearest.EF_DEFAULT)
+        assert walk.rows is not None
+        met = Found(walk.rows[0][allowed[walk.rows[0]]][:10], np.empty(0))
+        found.append(recall(met, exact(Metric.COSINE, vectors, query, 10, allowed)))
+    assert np.mean(found) < 0.95
 
 
 def test_walks_are_taken_and_given_up(index: VectorIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the suite above runs through: both ways of walking, and both ways of comparing."""
     assert measure(index, "anywhere", 0.001)[1] == {Strategy.EXACT_MATCHES}
-    assert measure(index, "anywhere", 0.5)[1] == {Strategy.EXACT_ALL}
+    assert measure(index, "farthest", 0.5)[1] == {Strategy.EXACT_ALL}
+    assert measure(index, "anywhere", 0.5)[1] == {Strategy.WALK_MATCHES}
     monkeypatch.setattr(nearest, "_SCANNED_A_MS", 1e3)
     monkeypatch.setattr(nearest, "_GATHERED_A_MS", 1e3)
-    assert measure(index, "anywhere", 0.5)[1] == {Strategy.WALK_MATCHES}
     assert measure(index, "farthest", 0.5)[1] == {Strategy.EXACT_MATCHES}
 
 
-def test_a_walk_is_given_up_once_it_costs_more_than_comparing(
-    index: VectorIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nearest, "_VISITS_A_MATCH", 0.0)
+def test_a_walk_is_given_up_before_it_costs_more_than_comparing(index: VectorIndex) -> None:
     vectors: Vectors = index.every_vector
-    allowed = matches("farthest", 0.1, vectors @ vectors[0])
+    allowed = matches("farthest", 0.5, vectors @ vectors[0])
     work = index.search(vectors[0], 10, allowed=allowed).work
     assert work is not None
-    assert (work.strategy, work.given_up) == (Strategy.EXACT_MATCHES, True)
-    bound = np.count_nonzero(allowed) * vectors.shape[1] / nearest._GATHERED_A_MS / nearest._VISIT_MS
-    # hnswlib stops once it has as many as it wants; what it asks beyond the bound is little.
-    assert bound <= work.visited <= bound + 2 * nearest.EF_DEFAULT * 33
+    assert (work.strategy, work.given_up) == (Strategy.EXACT_ALL, True)
+    sight = index.sight(index.live)
+    assert 0 < sight._walk_ms(work.visited) < sight._exact_ms(work.matches)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_queries_searched_together_find_what_each_finds_alone(metric: Metric) -> None:
+    """With a graph and a tail, with filters that some of them walk for and others compare for."""
+    made = with_graph(filled(metric, clustered(3_000)))
+    made.publish(made.reserve(clustered(100, seed=7)), 100)
+    made.remove(np.arange(0, 3_000, 7))
+    queries = clustered(70, seed=5)
+    middle = np.where(made.live, made.every_vector @ queries[0], -np.inf)
+    for allowed in (None, middle > np.median(middle), np.arange(len(middle)) % 500 == 1):
+        mask = None if allowed is None else allowed & made.live
+        sight = made.sight(made.live.copy())
+        together = sight.search_many(queries, 10, 0, mask, threads=2)
+        for query, one in zip(queries, together, strict=True):
+            alone = sight.search(query, 10, 0, mask)
+            assert one.rows.tolist() == alone.rows.tolist()
+            np.testing.assert_allclose(one.scores, alone.scores, rtol=1e-12)
 
 
 async def test_a_query_is_explained_and_its_cost_told_when_asked(rig: Rig) -> None:

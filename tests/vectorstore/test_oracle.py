@@ -213,8 +213,9 @@ def test_f12_a_collection_with_a_graph_equals_the_oracle(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "FLAT_MAX", 3)
         patch.setattr(index, "_TAIL_MIN", 2)
-        # As if asking about a row cost nothing, so that every filter is tried on a walk first.
-        patch.setattr(nearest, "_VISIT_MS", 1e-9)
+        # As if comparing were so dear that every filter is tried on a walk first.
+        patch.setattr(nearest, "_SCANNED_A_MS", 1e-3)
+        patch.setattr(nearest, "_GATHERED_A_MS", 1e-3)
         patch.setattr(upkeep, "_QUIET_S", 0.0)
         asyncio.run(play(steps, metric, Path(folder)))
 

@@ -38,7 +38,7 @@ class Gate:
         self.threads: set[str] = set()
         true_quietly = searching._quietly
 
-        def held(search: Callable[[], Found]) -> Found:
+        def held(search: Callable[[], list[Found]]) -> list[Found]:
             answer = true_quietly(search)
             self.found += 1
             self.threads.add(threading.current_thread().name)
@@ -117,9 +117,9 @@ async def test_a_search_that_is_overtaken_again_and_again_ends(
     true_quietly = searching._quietly
     overtaken = []
 
-    def overtake(search: Callable[[], Found]) -> Found:
+    def overtake(search: Callable[[], list[Found]]) -> list[Found]:
         answer = true_quietly(search)
-        id_ = use.collection.state.point(int(answer.rows[0])).id
+        id_ = use.collection.state.point(int(answer[0].rows[0])).id
         overtaken.append(id_)
         asyncio.run_coroutine_threadsafe(space.delete(id_), loop).result(10)
         return answer

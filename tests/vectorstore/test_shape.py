@@ -106,7 +106,7 @@ for place in range(len(raw)):
             refused += 1
             continue
         for query in vectors[:3]:
-            graph.search(query, 5, 60, None)
+            graph.search(query[None], 5, 60)
 print(refused)
 """
 

@@ -656,11 +656,11 @@ class Explanation(_message.Message):
     compared: _builtins.int
     """Points compared one by one."""
     visited: _builtins.int
-    """Points that a walk with a filter asked about."""
+    """Points that a walk with a filter met, of which those that match were kept."""
     ef: _builtins.int
     """The frontier of the walk; 0 where there was none."""
     walk_given_up: _builtins.bool
-    """A walk came first and was given up: it took too long, or the matches lie elsewhere than near the query."""
+    """A walk came first and was given up: the matches lie elsewhere than near the query."""
     def __init__(
         self,
         *,

@@ -14,6 +14,7 @@ from sealcomb.internal.v1 import keyvault_service_pb2 as pb
 from sealcomb.internal.v1 import keyvault_service_pb2_grpc as stubs
 from services.common.datakeys import AgedKeys
 from services.common.errors import SealcombError
+from services.common.resealing import Reseal
 from services.common.rpc.channel import call
 from services.common.sealing import DataKey
 
@@ -74,6 +75,15 @@ class KeyvaultClient:
         )
         response = await call(self._stub.ReportDataKeys, request, timeout_s=10.0)
         return AgedKeys(response.aged_data_keys, response.destroyable_us / 1e6)
+
+    async def list_reseals(self) -> list[Reseal]:
+        """What this service is to seal anew now; needs no caller. Nothing where keyvault cannot say."""
+        try:
+            response = await self._stub.ListReseals(pb.ListResealsRequest(), timeout=10.0)
+        except grpc.RpcError:
+            _log.debug("keyvault does not say what to seal anew")
+            return []
+        return [Reseal(one.account, tuple(one.resources), one.permit) for one in response.reseals]
 
     async def provision_account(self) -> None:
         """Makes the account's KMS key if there is none."""

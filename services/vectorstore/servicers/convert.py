@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from google.protobuf.struct_pb2 import Value
 
-from sealcomb.v1 import filter_pb2
+from sealcomb.v1 import filter_pb2, vector_service_pb2
 from services.common.errors import InvalidArgument, invalid
 from services.vectorstore import filters, metadata
 from services.vectorstore.index import Metric, Vectors
@@ -31,21 +31,23 @@ def collection_name(name: str) -> str:
     return name
 
 
-def vector(floats: Iterable[float], raw: bytes, dimension: int, metric: Metric, field: str) -> Vectors:
+def vector(floats: Sequence[float], raw: bytes, dimension: int, metric: Metric, field: str) -> Vectors:
     """One vector from its two forms. Raises InvalidArgument that names the field."""
-    values = np.fromiter(floats, np.float32)
     if raw:
-        if len(values):
+        if len(floats):
             raise invalid(field, "vector and vector_f32 are both set; set one")
         if len(raw) != 4 * dimension:
             raise _wrong_size(f"{field}_f32", len(raw) / 4, dimension)
         values = np.frombuffer(raw, "<f4").astype(np.float32)
         field += "_f32"
-    elif not len(values):
-        raise invalid(field, f"is not set; it must have {dimension} numbers")
-    elif len(values) != dimension:
-        raise _wrong_size(field, len(values), dimension)
-    length = float(np.linalg.norm(values.astype(np.float64)))
+    else:
+        values = np.fromiter(floats, np.float32)
+        if not len(values):
+            raise invalid(field, f"is not set; it must have {dimension} numbers")
+        if len(values) != dimension:
+            raise _wrong_size(field, len(values), dimension)
+    wide = values.astype(np.float64)
+    length = math.sqrt(wide @ wide)
     if not math.isfinite(length):
         raise invalid(field, "has a number that is not finite")
     if length > _LENGTH_MAX:
@@ -53,6 +55,22 @@ def vector(floats: Iterable[float], raw: bytes, dimension: int, metric: Metric, 
     if metric is Metric.COSINE and length < _LENGTH_MIN:
         raise invalid(field, "is zero, which has no direction to compare by COSINE")
     return values
+
+
+def vectors(queries: Sequence[vector_service_pb2.QueryRequest], dimension: int, metric: Metric) -> Vectors:
+    """The vectors of a batch of queries, parsed and checked in one go where all come as bytes."""
+    raws = [query.vector_f32 for query in queries]
+    if all(len(raw) == 4 * dimension for raw in raws) and not any(query.vector for query in queries):
+        values = np.frombuffer(b"".join(raws), "<f4").reshape(len(raws), dimension).astype(np.float32)
+        wide = values.astype(np.float64)
+        lengths = np.sqrt(np.einsum("qd,qd->q", wide, wide))
+        least = _LENGTH_MIN if metric is Metric.COSINE else 0.0
+        # Written so that what is not a number is not good.
+        if bool(((lengths >= least) & (lengths <= _LENGTH_MAX)).all()):
+            return values
+    return np.stack(
+        [vector(query.vector, query.vector_f32, dimension, metric, "vector") for query in queries]
+    )
 
 
 def point_ids(ids: Iterable[str]) -> list[str]:

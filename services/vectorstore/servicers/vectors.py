@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -20,7 +19,7 @@ from services.vectorstore.filters import Filter
 from services.vectorstore.index import Mask, Vectors
 from services.vectorstore.nearest import Strategy, Work
 from services.vectorstore.residency import Residency, Use
-from services.vectorstore.searching import Finder, Wanted
+from services.vectorstore.searching import Answer, Finder, Wanted
 from services.vectorstore.servicers import batches, convert
 from services.vectorstore.servicers.stream import UpsertStream
 from services.vectorstore.state import State
@@ -138,7 +137,14 @@ class VectorPoints(VectorServiceServicer):
     async def Query(self, request: pb.QueryRequest, context: Any) -> pb.QueryResponse:
         """Finds the nearest points."""
         use = await self._use(request.collection)
-        return await self._query(use, request)
+        descriptor = use.descriptor
+        vector = convert.vector(
+            request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
+        )
+        answer = await self._finder.query(use, _wanted(use, request, vector))
+        response = pb.QueryResponse()
+        _fill(response, request, answer)
+        return response
 
     async def QueryBatch(self, request: pb.QueryBatchRequest, context: Any) -> pb.QueryBatchResponse:
         """Runs several queries."""
@@ -150,43 +156,48 @@ class VectorPoints(VectorServiceServicer):
             if query.collection not in ("", request.collection):
                 raise invalid(f"queries[{position}].collection", "must be empty or the batch's own")
         use = await self._use(request.collection)
+        vectors = convert.vectors(request.queries, use.descriptor.dimension, use.descriptor.metric)
+        wanted = [_wanted(use, *one) for one in zip(request.queries, vectors, strict=True)]
         response = pb.QueryBatchResponse(cost=1.0)
         total = 0
-        for query in request.queries:
-            result = await self._query(use, query)
+        for query, answer in zip(request.queries, await self._finder.query_many(use, wanted), strict=True):
+            result = response.results.add()
+            _fill(result, query, answer)
             total += result.ByteSize()
             if total > _ANSWER_BYTES_MAX * 16:
                 raise invalid("queries", "have more hits than one answer can hold; ask for less")
-            response.results.append(result)
-            response.cost += result.cost - 1.0
-            # Other calls get their turn between two queries.
-            await asyncio.sleep(0)
+            response.cost += answer.cost_ms
         return response
 
     async def _use(self, name: str) -> Use:
         return await self._residency.use(await self._catalog.get(convert.collection_name(name)))
 
-    async def _query(self, use: Use, request: pb.QueryRequest) -> pb.QueryResponse:
-        descriptor = use.descriptor
-        k = convert.top_k(request.top_k)
-        ef = convert.ef(request.ef, k) or max(descriptor.default_ef, k) * bool(descriptor.default_ef)
-        vector = convert.vector(
-            request.vector, request.vector_f32, descriptor.dimension, descriptor.metric, "vector"
-        )
-        wanted = Wanted(vector, k, ef, _condition(request), request.with_vectors)
-        answer = await self._finder.query(use, wanted)
-        response = pb.QueryResponse(cost=1.0 + answer.cost_ms)
-        if request.explain and answer.work is not None:
-            response.explanation.CopyFrom(_explanation(answer.work))
-        for hit in answer.hits:
-            message = response.hits.add(id=hit.point.id, score=hit.score)
-            if hit.vector is not None:
-                message.vector_f32 = _raw(hit.vector)
-            if request.with_metadata and hit.point.metadata:
-                message.metadata.ParseFromString(hit.point.metadata)
-            if request.with_text:
-                message.text = hit.point.text
-        return response
+
+def _wanted(use: Use, request: pb.QueryRequest, vector: Vectors) -> Wanted:
+    default_ef = use.descriptor.default_ef
+    k = convert.top_k(request.top_k)
+    ef = convert.ef(request.ef, k) or max(default_ef, k) * bool(default_ef)
+    return Wanted(vector, k, ef, _condition(request), request.with_vectors)
+
+
+def _fill(response: pb.QueryResponse, request: pb.QueryRequest, answer: Answer) -> None:
+    """Writes what was found into a response."""
+    response.cost = 1.0 + answer.cost_ms
+    if request.explain and answer.work is not None:
+        response.explanation.CopyFrom(_explanation(answer.work))
+    state, add = answer.state, response.hits.add
+    if not (request.with_metadata or request.with_text or request.with_vectors):
+        for row, score in zip(answer.rows, answer.scores, strict=True):
+            add(id=state.id_of(row), score=score)
+        return
+    for hit in answer.hits:
+        message = add(id=hit.point.id, score=hit.score)
+        if hit.vector is not None:
+            message.vector_f32 = _raw(hit.vector)
+        if request.with_metadata and hit.point.metadata:
+            message.metadata.ParseFromString(hit.point.metadata)
+        if request.with_text:
+            message.text = hit.point.text
 
 
 def _condition(

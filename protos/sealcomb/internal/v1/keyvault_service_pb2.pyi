@@ -469,6 +469,72 @@ class ReportDataKeysResponse(_message.Message):
 Global___ReportDataKeysResponse: _TypeAlias = ReportDataKeysResponse  # noqa: Y015
 
 @_typing.final
+class ListResealsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResealsRequest: _TypeAlias = ListResealsRequest  # noqa: Y015
+
+@_typing.final
+class Reseal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    PERMIT_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    permit: _builtins.str
+    """Of a job that may seal the account's data anew; for some minutes."""
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With replaced data keys of the service's own purpose, in order."""
+
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        permit: _builtins.str = ...,
+        resources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "permit", b"permit", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reseal: _TypeAlias = Reseal  # noqa: Y015
+
+@_typing.final
+class ListResealsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESEALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reseals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reseal]:
+        """Due now; not handed out again for some minutes."""
+
+    def __init__(
+        self,
+        *,
+        reseals: _abc.Iterable[Global___Reseal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reseals", b"reseals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResealsResponse: _TypeAlias = ListResealsResponse  # noqa: Y015
+
+@_typing.final
 class ListDestroyedRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

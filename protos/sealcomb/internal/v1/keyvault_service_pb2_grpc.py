@@ -85,6 +85,11 @@ class KeyReleaseServiceStub:
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysResponse.FromString,
                 _registered_method=True)
+        self.ListReseals = channel.unary_unary(
+                '/sealcomb.internal.v1.KeyReleaseService/ListReseals',
+                request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListResealsRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListResealsResponse.FromString,
+                _registered_method=True)
         self.ListDestroyed = channel.unary_unary(
                 '/sealcomb.internal.v1.KeyReleaseService/ListDestroyed',
                 request_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListDestroyedRequest.SerializeToString,
@@ -172,6 +177,14 @@ class KeyReleaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReseals(self, request, context):
+        """Hands out, without a call context, what a service is to seal anew while its owners do not call (peers:
+        vectorstore, ingest).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDestroyed(self, request, context):
         """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
         vectorstore, ingest).
@@ -239,6 +252,11 @@ def add_KeyReleaseServiceServicer_to_server(servicer, server):
                     servicer.ReportDataKeys,
                     request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysRequest.FromString,
                     response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysResponse.SerializeToString,
+            ),
+            'ListReseals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReseals,
+                    request_deserializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListResealsRequest.FromString,
+                    response_serializer=sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListResealsResponse.SerializeToString,
             ),
             'ListDestroyed': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDestroyed,
@@ -522,6 +540,33 @@ class KeyReleaseService:
             '/sealcomb.internal.v1.KeyReleaseService/ReportDataKeys',
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysRequest.SerializeToString,
             sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ReportDataKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReseals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sealcomb.internal.v1.KeyReleaseService/ListReseals',
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListResealsRequest.SerializeToString,
+            sealcomb_dot_internal_dot_v1_dot_keyvault__service__pb2.ListResealsResponse.FromString,
             options,
             channel_credentials,
             insecure,

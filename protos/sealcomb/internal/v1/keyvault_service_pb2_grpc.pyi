@@ -55,6 +55,10 @@ class KeyReleaseServiceStub:
     """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
     vectorstore, ingest; each for its own purposes only).
     """
+    ListReseals: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListResealsRequest, _keyvault_service_pb2.ListResealsResponse]
+    """Hands out, without a call context, what a service is to seal anew while its owners do not call (peers:
+    vectorstore, ingest).
+    """
     ListDestroyed: _grpc.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListDestroyedRequest, _keyvault_service_pb2.ListDestroyedResponse]
     """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
     vectorstore, ingest).
@@ -88,6 +92,10 @@ class KeyReleaseServiceAsyncStub(KeyReleaseServiceStub):
     ReportDataKeys: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.ReportDataKeysRequest, _keyvault_service_pb2.ReportDataKeysResponse]  # type: ignore[assignment]
     """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
     vectorstore, ingest; each for its own purposes only).
+    """
+    ListReseals: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListResealsRequest, _keyvault_service_pb2.ListResealsResponse]  # type: ignore[assignment]
+    """Hands out, without a call context, what a service is to seal anew while its owners do not call (peers:
+    vectorstore, ingest).
     """
     ListDestroyed: _aio.UnaryUnaryMultiCallable[_keyvault_service_pb2.ListDestroyedRequest, _keyvault_service_pb2.ListDestroyedResponse]  # type: ignore[assignment]
     """Lists what was destroyed, without a call context, for a service that was not there to be told (peers:
@@ -179,6 +187,16 @@ class KeyReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_keyvault_service_pb2.ReportDataKeysResponse, _abc.Awaitable[_keyvault_service_pb2.ReportDataKeysResponse]]:
         """Says which data keys of a resource its service still found, so that the others can be destroyed (peers:
         vectorstore, ingest; each for its own purposes only).
+        """
+
+    @_abc_1.abstractmethod
+    def ListReseals(
+        self,
+        request: _keyvault_service_pb2.ListResealsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keyvault_service_pb2.ListResealsResponse, _abc.Awaitable[_keyvault_service_pb2.ListResealsResponse]]:
+        """Hands out, without a call context, what a service is to seal anew while its owners do not call (peers:
+        vectorstore, ingest).
         """
 
     @_abc_1.abstractmethod
