@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from pydantic_settings import BaseSettings
 
+from services.common.s3 import Bucket
 from services.gateway.config import GatewaySettings
 from services.ingest.config import IngestSettings
 from services.keyvault.config import KeyvaultSettings
@@ -197,6 +198,13 @@ def test_each_database_has_a_job_for_its_schema_that_is_as_restricted_as_a_pod(s
     for document in of_kind(rendered("aws"), "Service"):
         selector = document["spec"]["selector"]
         assert not selector.items() <= labels.items()
+
+
+def test_the_buckets_that_are_named_can_be_read_and_each_service_has_a_place_of_its_own() -> None:
+    urls = [_environment(service, "aws")["SEALCOMB_OBJECTS_URL"] for service in ("vectorstore", "ingest")]
+    buckets = [Bucket.from_url(url) for url in urls]
+    assert len({(bucket.name, bucket.prefix) for bucket in buckets}) == 2
+    assert all(bucket.prefix for bucket in buckets)
 
 
 def test_pods_with_state_elsewhere_keep_nothing_of_their_own_but_the_ledger() -> None:
