@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+from google.protobuf.message import DecodeError
 
 from sealcomb.v1 import collection_service_pb2 as collections_pb
 from sealcomb.v1 import collection_service_pb2_grpc
@@ -16,6 +19,9 @@ _METRICS = {
     "l2": collections_pb.METRIC_L2,
 }
 _RESEAL_TIMEOUT_S = 120.0
+_TRANSFER_TIMEOUT_S = 45.0
+_EXPORT_MAGIC = b"SCEXPT01"
+_FRAME_BYTES_MAX = 5 * 1024 * 1024
 
 
 class Collections:
@@ -106,3 +112,55 @@ class Collections:
         request = collections_pb.DeleteCollectionRequest(collection=name)
         method = self._stub.DeleteCollection
         return self._transport.unary(method, request, timeout_s=timeout_s, safe=False).receipt
+
+    def export(
+        self, name: str, *, clear: bool = False, timeout_s: float = _TRANSFER_TIMEOUT_S
+    ) -> Iterator[collections_pb.ExportFrame]:
+        """All points as frames, for `import_frames`; sealed for this account unless `clear`."""
+        form = collections_pb.EXPORT_FORM_CLEAR if clear else collections_pb.EXPORT_FORM_SEALED
+        request = collections_pb.ExportCollectionRequest(collection=name, form=form)
+        for part in self._transport.download(self._stub.ExportCollection, request, timeout_s=timeout_s):
+            yield part.frame
+
+    def import_frames(
+        self,
+        name: str,
+        frames: Callable[[], Iterable[collections_pb.ExportFrame]],
+        *,
+        timeout_s: float = _TRANSFER_TIMEOUT_S,
+    ) -> collections_pb.Collection:
+        """Makes a new collection of an export's frames, which `frames` gives anew for a repeat."""
+
+        def requests() -> Iterator[collections_pb.ImportCollectionRequest]:
+            return (
+                collections_pb.ImportCollectionRequest(collection=name, frame=frame) for frame in frames()
+            )
+
+        answer = self._transport.upload(self._stub.ImportCollection, requests, timeout_s=timeout_s)
+        return answer.collection
+
+
+def write_frames(
+    frames: Iterable[collections_pb.ExportFrame], to: BinaryIO
+) -> Iterator[collections_pb.ExportFrame]:
+    """Writes frames into a file, each with its length before it; gives them on, as progress."""
+    to.write(_EXPORT_MAGIC)
+    for frame in frames:
+        raw = frame.SerializeToString()
+        to.write(len(raw).to_bytes(4, "little") + raw)
+        yield frame
+
+
+def read_frames(file: BinaryIO) -> Iterator[collections_pb.ExportFrame]:
+    """The frames in a file of `write_frames`. Raises ValueError for another file or one that was cut."""
+    if file.read(len(_EXPORT_MAGIC)) != _EXPORT_MAGIC:
+        raise ValueError("this is no export of a collection")
+    while head := file.read(4):
+        size = int.from_bytes(head, "little")
+        raw = file.read(size) if size <= _FRAME_BYTES_MAX else b""
+        if len(head) < 4 or len(raw) < size:
+            raise ValueError("the export was cut or changed")
+        try:
+            yield collections_pb.ExportFrame.FromString(raw)
+        except DecodeError:
+            raise ValueError("the export was cut or changed") from None

@@ -70,6 +70,8 @@ _COSTS = {
     "AuditService/ExportEvents": 5.0,
     "CollectionService/CreateCollection": 2.0,
     "CollectionService/DeleteCollection": 2.0,
+    "CollectionService/ExportCollection": 5.0,
+    "CollectionService/ImportCollection": 5.0,
     "DocumentService/DownloadDocument": 2.0,
     "DocumentService/UploadDocument": 2.0,
     "IngestionService/CreateIngestion": 5.0,
@@ -83,6 +85,7 @@ _COSTS = {
 }
 _DOCUMENTS_USE = ("documents", "points", "bytes")
 _USES = {
+    "CollectionService/ImportCollection": ("points", "bytes"),
     "DocumentService/UploadDocument": _DOCUMENTS_USE,
     "IngestionService/CreateIngestion": _DOCUMENTS_USE,
     "IngestionService/RetryIngestion": _DOCUMENTS_USE,
@@ -176,6 +179,14 @@ PUBLIC_METHODS: dict[str, PublicMethod] = {
     ),
     # A snapshot is written within the call.
     **_methods("CollectionService", VECTORSTORE, _TO_VECTORS, {"ResealCollection": Scope.KEYS}, 120.0),
+    # As long as a stream may last whose token is not looked at again.
+    **_methods(
+        "CollectionService",
+        VECTORSTORE,
+        _TO_VECTORS,
+        {"ExportCollection": Scope.READ, "ImportCollection": Scope.WRITE},
+        45.0,
+    ),
     **_methods(
         "VectorService",
         VECTORSTORE,

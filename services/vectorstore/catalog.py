@@ -133,6 +133,36 @@ class Catalog:
             return earlier
         return made
 
+    async def draft(self, wanted: Descriptor) -> Descriptor:
+        """A collection that is not there yet, with id, account and time. Raises AlreadyExists."""
+        account = current_account()
+        _check_token(wanted.name)
+        if await self._find(account, wanted.name) is not None:
+            raise _name_taken()
+        now_ms = int(self._clock.now_s() * 1000)
+        return replace(wanted, id=ids.new_id(), account=account, create_time_ms=now_ms)
+
+    async def add(
+        self, key: DataKey, made: Descriptor, head: bytes, lsn: int, extent: tuple[int, int]
+    ) -> None:
+        """Makes a draft a collection, with the head of what was written for it, its points and bytes."""
+        new = NewCollection(
+            id=made.id,
+            account=made.account,
+            key_id=key.id,
+            name_tag=name_tag(key, "collection", made.name),
+            idempotency_tag=None,
+            descriptor=_seal(key, made),
+            head=head,
+            head_lsn=lsn,
+            points=extent[0],
+            size_bytes=extent[1],
+        )
+        try:
+            await self._in_thread(lambda: self._store.add(new, self._most))
+        except AlreadyExists:
+            raise _name_taken() from None
+
     async def get(self, name: str) -> Descriptor:
         """The collection with a name. Raises NotFound."""
         account = current_account()

@@ -105,7 +105,9 @@ async def tell_writability(server: InnerServer, node: Node) -> None:
 def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> None:
     """Puts the vectorstore's services on a server."""
     collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
-        Collections(node.catalog, node.keys, node.residency, node.purge, node.resealer, embedder),
+        Collections(
+            node.catalog, node.keys, node.residency, node.purge, node.resealer, node.importer, embedder
+        ),
         server.grpc_server,
     )
     vector_service_pb2_grpc.add_VectorServiceServicer_to_server(

@@ -17,12 +17,15 @@ from services.common.objects import ObjectStore
 from services.common.process import give_memory_back
 from services.vectorstore.catalog import Catalog, ResourceKeys
 from services.vectorstore.collection import Parts
+from services.vectorstore.importing import Importer
+from services.vectorstore.layout import Layout
 from services.vectorstore.log import Committer
 from services.vectorstore.opening import Opener
 from services.vectorstore.quotas import Caps, Usages
 from services.vectorstore.resealing import Resealer
 from services.vectorstore.residency import Residency
 from services.vectorstore.searching import Finder
+from services.vectorstore.snapshot import discard_old
 from services.vectorstore.store import Store
 from services.vectorstore.upkeep import Upkeep
 from services.vectorstore.writability import Writability
@@ -94,6 +97,13 @@ class Node:
         self.catalog = Catalog(
             self.store, self.keys, peer, self._sql, clock, limits.collections_per_account_max
         )
+        self.importer = Importer(
+            self.store, objects, self.keys, peer, self.catalog, self._builders, limits.caps, self._usages
+        )
+        if self.store.is_local:
+            # Nobody else works on a file: what is noted for no collection is of an import that broke.
+            for orphan in self.store.orphans():
+                discard_old(self.store, objects, orphan, 0, Layout())
         self.resealer = Resealer(self.store, self.residency, self.keys, peer, self.workers, clock)
 
     async def reseal(self, collection: str) -> None:

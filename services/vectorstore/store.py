@@ -96,6 +96,9 @@ class NewCollection:
     idempotency_tag: bytes | None
     descriptor: bytes
     head: bytes
+    head_lsn: int = 0
+    points: int = 0
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +169,7 @@ class Store:
                     quotas=[QuotaViolation("collections of an account", f"the limit is {most}")],
                 )
             try:
-                connection.execute(
-                    collections.insert().values(**values, epoch=1, head_lsn=0, points=0, documents=0)
-                )
+                connection.execute(collections.insert().values(**values, epoch=1, documents=0))
             except sa.exc.IntegrityError:
                 raise AlreadyExists(
                     "the name or idempotency key is taken", reason="COLLECTION_EXISTS"
@@ -310,6 +311,18 @@ class Store:
         """All parts that are noted."""
         with _storage(), self._reader.connect() as connection:
             return _parts(connection, collection)
+
+    def orphans(self) -> list[str]:
+        """Collections that objects are noted for, and that are not there."""
+        there = sa.select(collections.c.id)
+        noted = sa.union(
+            *(
+                sa.select(table.c.collection).where(table.c.collection.not_in(there))
+                for table in (snapshots, parts)
+            )
+        )
+        with _storage(), self._reader.connect() as connection:
+            return list(connection.execute(noted).scalars())
 
     def forget_part(self, collection: str, name: str) -> None:
         """Removes the note of a part that is gone."""

@@ -23,6 +23,10 @@ class CallCounts:
         """An Upsert, or a batch of an UpsertStream: its points, and the bytes of the message."""
         self._reporter.add(account, points=len(request.points), size_bytes=request.ByteSize())
 
+    def imported(self, account: str, request: Any, _response: object) -> None:
+        """A message of an ImportCollection; what is sealed counts by its bytes alone."""
+        self._reporter.add(account, points=len(request.frame.points.points), size_bytes=request.ByteSize())
+
     def update(self, account: str, request: Any, _response: object) -> None:
         """An UpdatePoints, which writes its points anew."""
         self._reporter.add(account, points=len(request.updates), size_bytes=request.ByteSize())
@@ -38,6 +42,7 @@ class CallCounts:
     def by_method(self) -> dict[str, Callable[[str, Any, Any], None]]:
         """How each method is counted."""
         return {
+            "/sealcomb.v1.CollectionService/ImportCollection": self.imported,
             "/sealcomb.v1.VectorService/Upsert": self.upsert,
             "/sealcomb.v1.VectorService/UpsertStream": self.upsert,
             "/sealcomb.v1.VectorService/UpdatePoints": self.update,

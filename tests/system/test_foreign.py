@@ -117,6 +117,12 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
     "CollectionService/DeleteCollection": lambda w: collection_service_pb2.DeleteCollectionRequest(
         collection=w.texts
     ),
+    "CollectionService/ExportCollection": lambda w: collection_service_pb2.ExportCollectionRequest(
+        collection=w.vectors
+    ),
+    "CollectionService/ImportCollection": lambda w: collection_service_pb2.ImportCollectionRequest(
+        collection=w.vectors
+    ),
     "CollectionService/UpdateCollection": lambda w: collection_service_pb2.UpdateCollectionRequest(
         collection=w.texts, default_ef=100
     ),
@@ -195,6 +201,9 @@ SAMPLES: dict[str, Callable[[World], Any]] = {
 CHOSEN = {
     ("VectorService/Upsert", "points.id"),
     ("VectorService/UpsertStream", "points.id"),
+    # The name of a new collection, and ids within it.
+    ("CollectionService/ImportCollection", "collection"),
+    ("CollectionService/ImportCollection", "frame.points.points.id"),
     ("TokenService/CreateToken", "collections"),
     ("SourceService/BeginConnection", "client.id"),
 }

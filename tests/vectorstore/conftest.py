@@ -59,6 +59,12 @@ class Rig:
         self, method: str, request: Any, account: str = ACCOUNT, collections: tuple[str, ...] = ()
     ) -> Any:
         """Calls a method as the edge, or as ingest, would for an account."""
+        return await self.stream(method, request, account, collections)
+
+    def stream(
+        self, method: str, request: Any, account: str = ACCOUNT, collections: tuple[str, ...] = ()
+    ) -> Any:
+        """The same, as the call itself, which a stream is read from."""
         service, name = method.split("/")
         stub: Any
         if service == "PassageService":
@@ -84,7 +90,7 @@ class Rig:
                 "r",
             )
         )
-        return await getattr(stub, name)(request, metadata=((HEADER, text),), timeout=30)
+        return getattr(stub, name)(request, metadata=((HEADER, text),), timeout=30)
 
     async def refused(self, method: str, request: Any, **who: Any) -> Refusal:
         """The refusal of a call."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from sealcomb.v1.collection_service_pb2 import ExportFrame
 from sealcomb_client.cli.options import RECEIPT, keep_receipt
 from sealcomb_client.cli.session import Session, command
+from sealcomb_client.collections import read_frames, write_frames
 
 _COLUMNS = ("name", "points", "documents", "dimension", "metric", "embedder", "create_time")
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 INDEXED = click.option(
     "--index", "indexed", multiple=True, metavar="FIELD", help="Index only this metadata field; repeatable."
@@ -93,3 +98,41 @@ def delete(session: Session, name: str, yes: bool, receipt: Path | None) -> None
         click.confirm(f"Destroy {name} and all that is in it, for good?", abort=True, err=True)
     keep_receipt(session.client.collections.delete(name), receipt)
     session.output.value({"deleted": name})
+
+
+@command(collections, "export")
+@click.argument("name")
+@click.argument("file", type=_FILE)
+@click.option("--clear", is_flag=True, help="Readable by whoever has the file, importable by any account.")
+def export(session: Session, name: str, file: Path, clear: bool) -> None:
+    """Write all points of a collection to FILE, sealed for your account."""
+    points = 0
+    partial = file.with_name(file.name + ".part")
+    try:
+        with partial.open("wb") as out:
+            for frame in write_frames(session.client.collections.export(name, clear=clear), out):
+                points = max(points, frame.header.points, frame.seal.points)
+                if sys.stderr.isatty():
+                    click.echo(f"\r{out.tell():,} bytes", nl=False, err=True)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    session.output.value({"written": str(file), "points": points, "bytes": file.stat().st_size})
+
+
+@command(collections, "import")
+@click.argument("name")
+@click.argument("file", type=_FILE)
+def import_(session: Session, name: str, file: Path) -> None:
+    """Make a new collection NAME of an export: all of it, or nothing."""
+
+    def frames() -> Iterator[ExportFrame]:
+        with file.open("rb") as content:
+            yield from read_frames(content)
+
+    try:
+        for _ in frames():
+            pass
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    session.output.value(session.client.collections.import_frames(name, frames))

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from sealcomb.v1 import vector_service_pb2 as _vector_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -44,6 +45,31 @@ METRIC_DOT: Metric.ValueType  # 2
 METRIC_L2: Metric.ValueType  # 3
 """Squared Euclidean distance; lower is nearer."""
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
+
+class _ExportForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORM_UNSPECIFIED: _ExportForm.ValueType  # 0
+    EXPORT_FORM_SEALED: _ExportForm.ValueType  # 1
+    """Sealed under a key of the account, whatever happens to the collection: only ImportCollection of the same
+    account opens it. Not set: this one.
+    """
+    EXPORT_FORM_CLEAR: _ExportForm.ValueType  # 2
+    """In clear; whoever has it can read it, and any account can import it."""
+
+class ExportForm(_ExportForm, metaclass=_ExportFormEnumTypeWrapper): ...
+
+EXPORT_FORM_UNSPECIFIED: ExportForm.ValueType  # 0
+EXPORT_FORM_SEALED: ExportForm.ValueType  # 1
+"""Sealed under a key of the account, whatever happens to the collection: only ImportCollection of the same
+account opens it. Not set: this one.
+"""
+EXPORT_FORM_CLEAR: ExportForm.ValueType  # 2
+"""In clear; whoever has it can read it, and any account can import it."""
+Global___ExportForm: _TypeAlias = ExportForm  # noqa: Y015
 
 @_typing.final
 class Collection(_message.Message):
@@ -524,3 +550,229 @@ class ResealCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResealCollectionResponse: _TypeAlias = ResealCollectionResponse  # noqa: Y015
+
+@_typing.final
+class ExportCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    form: Global___ExportForm.ValueType
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        form: Global___ExportForm.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "form", b"form"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportCollectionRequest: _TypeAlias = ExportCollectionRequest  # noqa: Y015
+
+@_typing.final
+class ExportCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frame(self) -> Global___ExportFrame: ...
+    def __init__(
+        self,
+        *,
+        frame: Global___ExportFrame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportCollectionResponse: _TypeAlias = ExportCollectionResponse  # noqa: Y015
+
+@_typing.final
+class ExportFrame(_message.Message):
+    """A piece of an export. In clear: one header, any number of points, one end. Sealed: one seal, any number of sealed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SEAL_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    sealed: _builtins.bytes
+    """The next bytes of the sealed object."""
+    @_builtins.property
+    def header(self) -> Global___ExportHeader: ...
+    @_builtins.property
+    def points(self) -> Global___ExportPoints: ...
+    @_builtins.property
+    def end(self) -> Global___ExportEnd: ...
+    @_builtins.property
+    def seal(self) -> Global___ExportSeal: ...
+    def __init__(
+        self,
+        *,
+        header: Global___ExportHeader | None = ...,
+        points: Global___ExportPoints | None = ...,
+        end: Global___ExportEnd | None = ...,
+        seal: Global___ExportSeal | None = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "end", b"end", "header", b"header", "points", b"points", "seal", b"seal", "sealed", b"sealed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "end", b"end", "header", b"header", "points", b"points", "seal", b"seal", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["header", "points", "end", "seal", "sealed"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___ExportFrame: _TypeAlias = ExportFrame  # noqa: Y015
+
+@_typing.final
+class ExportHeader(_message.Message):
+    """What the collection is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    DEFAULT_EF_FIELD_NUMBER: _builtins.int
+    METADATA_INDEX_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    dimension: _builtins.int
+    metric: Global___Metric.ValueType
+    default_ef: _builtins.int
+    points: _builtins.int
+    """How many points there will be."""
+    @_builtins.property
+    def metadata_index(self) -> Global___MetadataIndex: ...
+    def __init__(
+        self,
+        *,
+        dimension: _builtins.int = ...,
+        metric: Global___Metric.ValueType = ...,
+        default_ef: _builtins.int = ...,
+        metadata_index: Global___MetadataIndex | None = ...,
+        points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata_index", b"metadata_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_ef", b"default_ef", "dimension", b"dimension", "metadata_index", b"metadata_index", "metric", b"metric", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportHeader: _TypeAlias = ExportHeader  # noqa: Y015
+
+@_typing.final
+class ExportPoints(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[_vector_service_pb2.Point]:
+        """At most 1,000, and about 1 MiB."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[_vector_service_pb2.Point] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPoints: _TypeAlias = ExportPoints  # noqa: Y015
+
+@_typing.final
+class ExportEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    points: _builtins.int
+    def __init__(
+        self,
+        *,
+        points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEnd: _TypeAlias = ExportEnd  # noqa: Y015
+
+@_typing.final
+class ExportSeal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPORT_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    export: _builtins.str
+    """Names the export; part of what it is sealed as."""
+    points: _builtins.int
+    """How many points there will be, as progress goes; what counts is sealed."""
+    def __init__(
+        self,
+        *,
+        export: _builtins.str = ...,
+        points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSeal: _TypeAlias = ExportSeal  # noqa: Y015
+
+@_typing.final
+class ImportCollectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """In the first message: the new collection's name, 1 to 256 characters."""
+    @_builtins.property
+    def frame(self) -> Global___ExportFrame: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        frame: Global___ExportFrame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportCollectionRequest: _TypeAlias = ImportCollectionRequest  # noqa: Y015
+
+@_typing.final
+class ImportCollectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> Global___Collection: ...
+    def __init__(
+        self,
+        *,
+        collection: Global___Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportCollectionResponse: _TypeAlias = ImportCollectionResponse  # noqa: Y015

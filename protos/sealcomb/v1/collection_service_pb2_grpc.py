@@ -65,6 +65,16 @@ class CollectionServiceStub:
                 request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionRequest.SerializeToString,
                 response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionResponse.FromString,
                 _registered_method=True)
+        self.ExportCollection = channel.unary_stream(
+                '/sealcomb.v1.CollectionService/ExportCollection',
+                request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ExportCollectionRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ExportCollectionResponse.FromString,
+                _registered_method=True)
+        self.ImportCollection = channel.stream_unary(
+                '/sealcomb.v1.CollectionService/ImportCollection',
+                request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ImportCollectionRequest.SerializeToString,
+                response_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ImportCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/sealcomb.v1.CollectionService/DeleteCollection',
                 request_serializer=sealcomb_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.SerializeToString,
@@ -119,6 +129,22 @@ class CollectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportCollection(self, request, context):
+        """Streams all points of a collection as they are at one moment (scope read), for ImportCollection. Not for text
+        collections, whose points come from documents.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCollection(self, request_iterator, context):
+        """Makes a new collection of what ExportCollection gave (scope write). It is there once all has arrived and proved
+        whole, and not at all otherwise. Points get new versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
         """Destroys the collection's data keys, then its data (scope write).
         """
@@ -158,6 +184,16 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.ResealCollection,
                     request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionRequest.FromString,
                     response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionResponse.SerializeToString,
+            ),
+            'ExportCollection': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportCollection,
+                    request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ExportCollectionRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ExportCollectionResponse.SerializeToString,
+            ),
+            'ImportCollection': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportCollection,
+                    request_deserializer=sealcomb_dot_v1_dot_collection__service__pb2.ImportCollectionRequest.FromString,
+                    response_serializer=sealcomb_dot_v1_dot_collection__service__pb2.ImportCollectionResponse.SerializeToString,
             ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
@@ -328,6 +364,60 @@ class CollectionService:
             '/sealcomb.v1.CollectionService/ResealCollection',
             sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionRequest.SerializeToString,
             sealcomb_dot_v1_dot_collection__service__pb2.ResealCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sealcomb.v1.CollectionService/ExportCollection',
+            sealcomb_dot_v1_dot_collection__service__pb2.ExportCollectionRequest.SerializeToString,
+            sealcomb_dot_v1_dot_collection__service__pb2.ExportCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCollection(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/sealcomb.v1.CollectionService/ImportCollection',
+            sealcomb_dot_v1_dot_collection__service__pb2.ImportCollectionRequest.SerializeToString,
+            sealcomb_dot_v1_dot_collection__service__pb2.ImportCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

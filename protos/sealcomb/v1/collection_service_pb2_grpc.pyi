@@ -47,6 +47,14 @@ class CollectionServiceStub:
     """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
     sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
     """
+    ExportCollection: _grpc.UnaryStreamMultiCallable[_collection_service_pb2.ExportCollectionRequest, _collection_service_pb2.ExportCollectionResponse]
+    """Streams all points of a collection as they are at one moment (scope read), for ImportCollection. Not for text
+    collections, whose points come from documents.
+    """
+    ImportCollection: _grpc.StreamUnaryMultiCallable[_collection_service_pb2.ImportCollectionRequest, _collection_service_pb2.ImportCollectionResponse]
+    """Makes a new collection of what ExportCollection gave (scope write). It is there once all has arrived and proved
+    whole, and not at all otherwise. Points get new versions.
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]
     """Destroys the collection's data keys, then its data (scope write)."""
 
@@ -68,6 +76,14 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     ResealCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ResealCollectionRequest, _collection_service_pb2.ResealCollectionResponse]  # type: ignore[assignment]
     """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
     sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+    """
+    ExportCollection: _aio.UnaryStreamMultiCallable[_collection_service_pb2.ExportCollectionRequest, _collection_service_pb2.ExportCollectionResponse]  # type: ignore[assignment]
+    """Streams all points of a collection as they are at one moment (scope read), for ImportCollection. Not for text
+    collections, whose points come from documents.
+    """
+    ImportCollection: _aio.StreamUnaryMultiCallable[_collection_service_pb2.ImportCollectionRequest, _collection_service_pb2.ImportCollectionResponse]  # type: ignore[assignment]
+    """Makes a new collection of what ExportCollection gave (scope write). It is there once all has arrived and proved
+    whole, and not at all otherwise. Points get new versions.
     """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Destroys the collection's data keys, then its data (scope write)."""
@@ -123,6 +139,26 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_collection_service_pb2.ResealCollectionResponse, _abc.Awaitable[_collection_service_pb2.ResealCollectionResponse]]:
         """Seals a collection's log and snapshot under its newest data key, and has those destroyed that nothing is
         sealed under any more (scope keys). Repeat it until `aged_data_keys` is 0.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportCollection(
+        self,
+        request: _collection_service_pb2.ExportCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_collection_service_pb2.ExportCollectionResponse], _abc.AsyncIterator[_collection_service_pb2.ExportCollectionResponse]]:
+        """Streams all points of a collection as they are at one moment (scope read), for ImportCollection. Not for text
+        collections, whose points come from documents.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportCollection(
+        self,
+        request_iterator: _MaybeAsyncIterator[_collection_service_pb2.ImportCollectionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_service_pb2.ImportCollectionResponse, _abc.Awaitable[_collection_service_pb2.ImportCollectionResponse]]:
+        """Makes a new collection of what ExportCollection gave (scope write). It is there once all has arrived and proved
+        whole, and not at all otherwise. Points get new versions.
         """
 
     @_abc_1.abstractmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,12 @@ from services.common.errors import FailedPrecondition, ResourceExhausted, Unavai
 from services.vectorstore.catalog import CATALOG, Catalog, Descriptor, Listed
 from services.vectorstore.columns import FIELDS_MAX
 from services.vectorstore.config import EmbedderInfo
+from services.vectorstore.importing import Importer
 from services.vectorstore.index import Metric, VectorIndex
 from services.vectorstore.metadata import PATH_CHARS_MAX
 from services.vectorstore.resealing import Resealer
 from services.vectorstore.residency import Residency
+from services.vectorstore.servicers import transfer
 from services.vectorstore.servicers.convert import EF_MAX, collection_name
 
 _log = structlog.get_logger("collections")
@@ -45,9 +48,11 @@ class Collections(CollectionServiceServicer):
         residency: Residency,
         purge: Purge,
         resealer: Resealer,
+        importer: Importer,
         embedder: EmbedderInfo | None,
     ) -> None:
         self._resealer = resealer
+        self._importer = importer
         self._catalog = catalog
         self._residency = residency
         self._keys = keys
@@ -137,6 +142,37 @@ class Collections(CollectionServiceServicer):
             response.destroyable_time.FromMicroseconds(int(aged.destroyable_s * 1e6))
         return response
 
+    async def ExportCollection(
+        self, request: pb.ExportCollectionRequest, context: Any
+    ) -> AsyncIterator[pb.ExportCollectionResponse]:
+        """Streams all points of a collection."""
+        if request.form not in pb.ExportForm.values():
+            raise invalid("form", "is not a form")
+        descriptor = await self._catalog.get(collection_name(request.collection))
+        use = await self._residency.use(descriptor)
+        header = pb.ExportHeader(
+            dimension=descriptor.dimension,
+            metric=_METRIC_NAMES[descriptor.metric],
+            default_ef=descriptor.default_ef,
+        )
+        if descriptor.indexed is not None:
+            header.metadata_index.SetInParent()
+            header.metadata_index.fields.extend(sorted(descriptor.indexed))
+        clear = request.form == pb.EXPORT_FORM_CLEAR
+        async with aclosing(transfer.exported(use, header, self._keys, clear=clear)) as frames:
+            async for frame in frames:
+                yield pb.ExportCollectionResponse(frame=frame)
+        _log.info("collection exported", account=descriptor.account, resource=descriptor.id)
+
+    async def ImportCollection(
+        self, request_iterator: AsyncIterator[pb.ImportCollectionRequest], context: Any
+    ) -> pb.ImportCollectionResponse:
+        """Makes a collection of an export."""
+        stream = transfer.ImportStream(self._importer, self._keys, self._imported)
+        made = await stream.run(request_iterator)
+        _log.info("collection imported", account=made.account, resource=made.id)
+        return pb.ImportCollectionResponse(collection=_message(await self._catalog.listed(made)))
+
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Any
     ) -> pb.DeleteCollectionResponse:
@@ -155,6 +191,13 @@ class Collections(CollectionServiceServicer):
             ) from error
         _log.info("collection deleted", account=descriptor.account, resource=descriptor.id)
         return pb.DeleteCollectionResponse(receipt=receipt)
+
+    def _imported(self, name: str, header: pb.ExportHeader) -> Descriptor:
+        wanted = self._wanted(
+            pb.CreateCollectionRequest(name=name, dimension=header.dimension, metric=header.metric)
+        )
+        indexed = _indexed(header.metadata_index) if header.HasField("metadata_index") else None
+        return replace(wanted, default_ef=_default_ef(header.default_ef), indexed=indexed)
 
     def _wanted(self, request: pb.CreateCollectionRequest) -> Descriptor:
         if request.metric and request.metric not in _METRICS:

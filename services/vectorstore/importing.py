@@ -1,0 +1,139 @@
+"""Makes a collection of points that arrive piece by piece: all of it, or nothing.
+
+The points are gathered in memory, under the limits of collection and account, and written as a first
+snapshot. The row that makes the collection exist is the last thing that is written, with a head that names
+that snapshot; until then nobody sees anything, and what a crash leaves is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from services.common.context import current_account
+from services.common.datakeys import DataKeys
+from services.common.errors import ResourceExhausted, SealcombError
+from services.common.objects import ObjectStore
+from services.common.sealing import DataKey
+from services.vectorstore import quotas
+from services.vectorstore.catalog import CATALOG, COLLECTION, Catalog, Descriptor, ResourceKeys
+from services.vectorstore.layout import Layout
+from services.vectorstore.log import NO_HASH, Head, Scope, seal_head
+from services.vectorstore.manifest import Moment
+from services.vectorstore.metadata import Fields
+from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.points import PointState
+from services.vectorstore.quotas import Caps, Usage, Usages
+from services.vectorstore.snapshot import Wish, Writer, Written, discard_old
+from services.vectorstore.store import Store
+from services.vectorstore.writing import size_of, too_many_fields
+
+_T = TypeVar("_T")
+# Each holds a collection in memory that no budget counts yet.
+_AT_ONCE_MAX = 2
+_LSN = 1
+
+
+@dataclass(slots=True)
+class Importer:
+    """Makes collections of the current call's account."""
+
+    store: Store
+    objects: ObjectStore
+    keys: DataKeys
+    resources: ResourceKeys
+    catalog: Catalog
+    workers: Executor
+    caps: Caps
+    usages: Usages
+    running: int = 0
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Takes one of the few places for the block. Raises ResourceExhausted where all are taken."""
+        if self.running >= _AT_ONCE_MAX:
+            raise ResourceExhausted(
+                "other collections are being imported; try again", reason="IMPORTS_FULL", retry_after_s=5.0
+            )
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    async def begin(self, wanted: Descriptor) -> Import:
+        """Begins a collection; its name must be free, and is taken only at the end."""
+        account = current_account()
+        catalog_key = await self.keys.current(CATALOG, CATALOG)
+        made = await self.catalog.draft(wanted)
+        usage = self.usages.of(account)
+        if usage is None:
+            usage = self.usages.begin(account, await self.in_thread(lambda: self.store.usage(account)))
+        return Import(self, made, catalog_key, usage)
+
+    async def in_thread(self, function: Callable[[], _T]) -> _T:
+        """Runs what blocks."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, function)
+
+
+class Import:
+    """One collection on its way. End it with `finish` or `abandon`."""
+
+    def __init__(self, importer: Importer, made: Descriptor, catalog_key: DataKey, usage: Usage) -> None:
+        self.descriptor = made
+        self._importer = importer
+        self._catalog_key = catalog_key
+        self._usage = usage
+        self._state = PointState(made.dimension, made.metric, made.indexed)
+        self._stop = threading.Event()
+
+    @property
+    def points(self) -> int:
+        """Points that have arrived."""
+        return self._state.points
+
+    def add(self, operation: UpsertPoints, fields: Sequence[Fields]) -> None:
+        """Takes points. Raises what an upsert of them would raise."""
+        state, more = self._state, len(operation.ids)
+        size = state.size_bytes + size_of(operation, self.descriptor.dimension)
+        quotas.check(self._importer.caps, self._usage, (0, 0), (state.points + more, size))
+        refused = state.columns.too_many(fields)
+        if refused:
+            raise too_many_fields(f"points[{refused[0]}].metadata")
+        state.apply(operation)
+
+    async def finish(self) -> Descriptor:
+        """Writes the collection and makes it visible."""
+        importer, made = self._importer, self.descriptor
+        scope = Scope(made.account, made.id)
+        # It may have been turned off meanwhile.
+        key = await importer.keys.current(made.id, COLLECTION)
+        writer = Writer(importer.store, importer.objects, key, scope, self._stop)
+        moment = Moment(False, made.dimension, made.metric, _LSN, NO_HASH, self._state.next_number)
+
+        def write() -> Written:
+            return writer.write(moment, self._state.capture(), Layout(), Wish())
+
+        written = await importer.in_thread(write)
+        head = seal_head(key, scope, Head(_LSN, NO_HASH, _LSN, written.digest))
+        size = self._state.size_bytes
+        await importer.catalog.add(self._catalog_key, made, head, _LSN, (self._state.points, size))
+        self._usage.set(made.id, self._state.points, size)
+        return made
+
+    async def abandon(self) -> None:
+        """Removes what was written; what cannot be removed now goes at the next start."""
+        importer, made = self._importer, self.descriptor
+        self._stop.set()
+        with contextlib.suppress(SealcombError):
+            await importer.in_thread(
+                lambda: discard_old(importer.store, importer.objects, made.id, 0, Layout())
+            )
+        with contextlib.suppress(SealcombError):
+            await importer.resources.destroy_collection(made.id)
