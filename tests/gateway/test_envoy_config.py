@@ -55,6 +55,7 @@ def test_only_streaming_uploads_are_not_bounded_as_one_message(config: Json) -> 
     }
     assert free == client_stream_methods()
     assert free == {
+        "/sealcomb.v1.CollectionService/ImportCollection",
         "/sealcomb.v1.DocumentService/UploadDocument",
         "/sealcomb.v1.VectorService/UpsertStream",
     }

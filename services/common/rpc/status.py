@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from services.common.errors import FieldViolation, Kind, QuotaViolation, SealcombError
+from services.common.errors import FieldViolation, Kind, NotFound, QuotaViolation, SealcombError
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "sealcomb.dev"
@@ -88,8 +88,10 @@ def _plain_error(code: grpc.StatusCode) -> SealcombError:
 
 
 def _from_status(status: status_pb2.Status) -> SealcombError:
-    made = SealcombError(status.message)
-    made.kind = Kind(status.code)
+    kind = Kind(status.code)
+    # A class of its own, since callers tell by it what a peer does not have.
+    made = NotFound(status.message) if kind is Kind.NOT_FOUND else SealcombError(status.message)
+    made.kind = kind
     for detail in status.details:
         info, bad, quota, retry = (
             error_details_pb2.ErrorInfo(),
