@@ -89,3 +89,10 @@ def test_an_unforeseen_status_of_a_peer_shows_nothing_of_its_details() -> None:
     status = status_pb2.Status(code=13, message="secret text")
     got = error_from_call(_call_error(grpc.StatusCode.INTERNAL, "secret text", status))
     assert "secret" not in got.message
+
+
+def test_what_a_peer_does_not_have_is_told_by_its_class() -> None:
+    sent = errors.NotFound("there is no such data key", reason="KEY_NOT_FOUND")
+    got = error_from_call(_call_error(grpc.StatusCode.NOT_FOUND, "no", status_proto(sent, "r")))
+    assert isinstance(got, errors.NotFound)
+    assert (got.kind, got.reason) == (Kind.NOT_FOUND, "KEY_NOT_FOUND")
