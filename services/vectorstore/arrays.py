@@ -43,13 +43,22 @@ class Growable(Generic[_Scalar]):
         self.count = first + len(new)
         return first
 
+    def expect(self, rows: int) -> None:
+        """Makes room at once for so many more rows, where their number is known."""
+        rows += self.count
+        if rows > len(self._data):
+            self._move(rows)
+
     def _reserve(self, rows: int) -> None:
         capacity = len(self._data)
         if rows <= capacity:
             return
         # Doubling wastes too much once arrays are large.
         step = capacity if self._data.nbytes < 64 * 1024 * 1024 else capacity // 4
-        grown = np.empty(self._shape(max(rows, capacity + step, _FIRST_ROWS)), self._data.dtype)
+        self._move(max(rows, capacity + step, _FIRST_ROWS))
+
+    def _move(self, capacity: int) -> None:
+        grown = np.empty(self._shape(capacity), self._data.dtype)
         grown[: self.count] = self._data[: self.count]
         self._data = grown
 

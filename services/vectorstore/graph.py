@@ -140,11 +140,8 @@ def unpack_graph(
         raise BadShape
     if not (rows >= 0).any():
         return None
-    taken: Vectors = vectors[rows]
-    if metric is Metric.COSINE:
-        taken = unit(taken)
     index = hnswlib.Index(_space(metric), vectors.shape[1])
-    with _memory(index_bytes(shape, rows, len(vectors), taken)) as path:
+    with _memory(index_bytes(shape, rows, vectors, as_unit=metric is Metric.COSINE)) as path:
         index.load_index(path, max_elements=len(rows))
     return Graph(index, shape, rows, until)
 

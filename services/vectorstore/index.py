@@ -85,6 +85,13 @@ class VectorIndex:
         arrays = self._vectors.size_bytes + self._scale.size_bytes + self._live.size_bytes
         return arrays + (self._graph.size_bytes if self._graph else 0)
 
+    def expect(self, rows: int) -> None:
+        """Makes room at once for so many more rows, before they come in parts."""
+        self._vectors.expect(rows)
+        self._live.expect(rows)
+        if self.metric is Metric.COSINE:
+            self._scale.expect(rows)
+
     def reserve(self, vectors: Vectors) -> int:
         """Takes rows for vectors, dead until `publish`; returns the first row."""
         if self.metric is Metric.COSINE:

@@ -147,6 +147,9 @@ def read_parts(
     """The state that a manifest's parts make; one part is in memory at a time. Raises DataLoss."""
     moment = manifest.moment
     state = new_state(moment.text, moment.dimension, moment.metric, indexed)
+    items = sum(listed.items for listed in manifest.segments)
+    # With room for what is written next; room that nobody has used takes no memory.
+    state.index.expect(items + items // 8)
     segments: list[Segment] = []
     living = [np.empty(0, np.uint64)]
     for listed in manifest.segments:
@@ -162,7 +165,7 @@ def read_parts(
     if manifest.graph is not None:
         adopt_graph(read_part(objects, keys, scope, manifest.graph), state, ordinals)
     set_next_number(state, moment.next_number)
-    gone = sum(listed.items for listed in manifest.segments) - len(ordinals)
+    gone = items - len(ordinals)
     return state, Layout(tuple(segments), manifest.graph, ordinals, manifest.next_ordinal, gone)
 
 
