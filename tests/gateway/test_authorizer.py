@@ -344,6 +344,9 @@ class _FarStore:
 
     def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
         self.look_ups = self.under_way = self.most = 0
+        # Look-ups go on while it is set.
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.read = policy.sessions._read
         policy.store.is_local = False
         monkeypatch.setattr(policy.sessions, "_read_elsewhere", self.read_elsewhere)
@@ -353,6 +356,7 @@ class _FarStore:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         await asyncio.sleep(0.01)
+        await self.answers.wait()
         self.under_way -= 1
         return self.read(token_id, digest)
 
@@ -418,15 +422,17 @@ async def test_who_stops_waiting_keeps_its_place_until_the_look_up_has_ended(
 ) -> None:
     """B1: a call that is abandoned, and one that never came to its turn."""
     store = _FarStore(policy, monkeypatch)
+    store.answers.clear()
     calls = [asyncio.create_task(_reasons(policy, [token])) for token in _forged(policy, 20)]
-    await asyncio.sleep(0.002)
+    await asyncio.sleep(0.05)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     assert store.under_way == FAILURE_LIMITS.burst
     later = asyncio.create_task(_reasons(policy, _forged(policy, 3)))
-    await asyncio.sleep(0.002)
+    await asyncio.sleep(0.05)
     assert store.under_way == FAILURE_LIMITS.burst
+    store.answers.set()
     assert await later == {"TOO_MANY_FAILURES": 3}
     assert store.look_ups == FAILURE_LIMITS.burst
     assert not policy.guard._looking
