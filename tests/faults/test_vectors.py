@@ -29,7 +29,7 @@ def hold(rows: Sequence[Row]) -> None:
         assert row.times, row
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 async def test_f12_kill_9_and_errors_at_the_durable_calls_of_a_write_and_its_snapshot_lose_nothing(
     tmp_path: Path,
 ) -> None:
@@ -47,11 +47,13 @@ async def test_f12_kill_9_and_errors_at_the_durable_calls_of_a_write_and_its_sna
         hold(await sweep.errors(failing, "EIO"))
 
 
+@pytest.mark.timeout(400)
 async def test_f12_twin_a_store_that_answers_before_its_commit_loses_what_it_acknowledged() -> None:
     """The same kills see it."""
     assert (await hasty(2)).lost
 
 
+@pytest.mark.timeout(400)
 async def test_kill_9_at_random_under_load_loses_nothing(tmp_path: Path) -> None:
     async with running_rig(tmp_path / "rig") as rig:
         row = await random_kills(rig, 12)
@@ -59,6 +61,7 @@ async def test_kill_9_at_random_under_load_loses_nothing(tmp_path: Path) -> None
     assert row.acknowledged > 50
 
 
+@pytest.mark.timeout(400)
 async def test_f5_bytes_of_log_head_and_snapshot_cut_or_flipped_are_refused_by_name(tmp_path: Path) -> None:
     """F5 on the store's own files; each 40th byte here, every one in the target."""
     rows = await tails(tmp_path, stride=40)
@@ -66,6 +69,7 @@ async def test_f5_bytes_of_log_head_and_snapshot_cut_or_flipped_are_refused_by_n
     hold(rows)
 
 
+@pytest.mark.timeout(400)
 async def test_f16_a_full_disk_is_told_stops_writes_alone_and_ends_by_itself(tmp_path: Path) -> None:
     """F16: the typed refusal, the metric, the health of writes; reads go on."""
     async with running_rig(tmp_path / "rig") as rig:
