@@ -201,6 +201,14 @@ class Catalog:
         _check_permit(id_)
         return descriptor
 
+    async def reread(self, descriptor: Descriptor) -> Descriptor:
+        """A collection as it is now, whoever changed it. Raises NotFound."""
+        self.forget_account(descriptor.account)
+        row = await self._look(lambda: self._store.by_id(descriptor.account, descriptor.id))
+        if row is None:
+            raise no_such_collection()
+        return await self._open(row)
+
     async def change(self, descriptor: Descriptor, changed: Descriptor) -> None:
         """Stores a changed descriptor. Raises Aborted if another call changed it first."""
         row = await self._in_thread(lambda: self._store.by_id(descriptor.account, descriptor.id))
@@ -262,11 +270,13 @@ class Catalog:
         """Makes all data of a collection unreadable for good; what is left is garbage. The receipt of it."""
         return await self._resources.destroy_collection(descriptor.id)
 
-    def forget_account(self, account: str) -> None:
-        """Forgets the names of an account's collections."""
+    def forget_account(self, account: str) -> bool:
+        """Forgets the names of an account's collections; whether there were some."""
         self._forgets += 1
-        for known in [known for known in self._cache if known[0] == account]:
+        forgotten = [known for known in self._cache if known[0] == account]
+        for known in forgotten:
             del self._cache[known]
+        return bool(forgotten)
 
     def forget_all(self) -> None:
         """Forgets all names."""

@@ -34,6 +34,15 @@ _GROUP_BYTES_MAX = 8 * 1024 * 1024
 _INLINE_BYTES_MAX = 128 * 1024
 
 
+class CollectionClosed(Unavailable):
+    """The collection was closed before the write was begun, so it changed nothing."""
+
+    reason = "COLLECTION_CLOSED"
+
+    def __init__(self) -> None:
+        super().__init__("the collection was just closed; try again", retry_after_s=0.1)
+
+
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[_Result]):
     """What a write does, decided against the state just before it.
@@ -99,7 +108,7 @@ class Collection:
         self.since: list[Operation] | None = None
         self.size_bytes = state.size_bytes
         usage.set(scope.collection, state.points, self.size_bytes)
-        self._epoch = epoch
+        self.epoch = epoch
         self._queue: deque[_Write] = deque()
         self._queued_bytes = 0
         self._drain: asyncio.Task[None] | None = None
@@ -124,7 +133,7 @@ class Collection:
         `alone` keeps it from sharing a record with writes before it, whose effect `decide` needs to see.
         """
         if self._closed:
-            raise Unavailable("the collection was just closed; try again", retry_after_s=0.1)
+            raise CollectionClosed
         if len(self._queue) >= _QUEUE_MAX or self._queued_bytes + size_bytes > _QUEUE_BYTES_MAX:
             raise ResourceExhausted(
                 "too many writes wait for this collection; slow down",
@@ -175,9 +184,7 @@ class Collection:
                 group = self._next_group()
                 if self._abandoned:
                     for write in group:
-                        _fail(
-                            write, Unavailable("the collection was just closed; try again", retry_after_s=0.1)
-                        )
+                        _fail(write, CollectionClosed())
                 else:
                     await self._perform(group)
         finally:
@@ -231,7 +238,7 @@ class Collection:
         points, documents = self.state.counts_after(operations)
         append = Append(
             collection=self.scope.collection,
-            epoch=self._epoch,
+            epoch=self.epoch,
             expected_lsn=self.head.lsn,
             lsn=head.lsn,
             head=seal_head(key, self.scope, head),

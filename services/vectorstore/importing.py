@@ -114,7 +114,7 @@ class Import:
         scope = Scope(made.account, made.id)
         # It may have been turned off meanwhile.
         key = await importer.keys.current(made.id, COLLECTION)
-        writer = Writer(importer.store, importer.objects, key, scope, self._stop)
+        writer = Writer(importer.store, importer.objects, key, scope, 0, self._stop)
         moment = Moment(False, made.dimension, made.metric, _LSN, NO_HASH, self._state.next_number)
 
         def write() -> Written:
@@ -133,7 +133,7 @@ class Import:
         self._stop.set()
         with contextlib.suppress(SealcombError):
             await importer.in_thread(
-                lambda: discard_old(importer.store, importer.objects, made.id, 0, Layout())
+                lambda: discard_old(importer.store, importer.objects, made.id, 0, 0, Layout())
             )
         with contextlib.suppress(SealcombError):
             await importer.resources.destroy_collection(made.id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
+import socket
 import sys
 
 import structlog
@@ -14,8 +16,9 @@ from pydantic import ValidationError
 from sealcomb.internal.v1 import passage_service_pb2_grpc
 from sealcomb.v1 import collection_service_pb2_grpc, vector_service_pb2_grpc
 from services.common import methods
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.context import ContextVerifier
+from services.common.errors import SealcombError
 from services.common.migration import add_migrate_option
 from services.common.objects import claimed, open_store
 from services.common.ops import serving_ops
@@ -30,14 +33,19 @@ from services.common.rpc.server import InnerServer
 from services.common.telemetry import configure_logging
 from services.common.tracing import sending_traces
 from services.vectorstore.config import EmbedderInfo, VectorstoreSettings, read_embedder_info
+from services.vectorstore.leases import HeldElsewhere, SharedLeases
 from services.vectorstore.node import Limits, Node
 from services.vectorstore.quotas import Caps
 from services.vectorstore.servicers.collections import Collections
+from services.vectorstore.servicers.forwarding import Forwarder
 from services.vectorstore.servicers.passages import Passages
 from services.vectorstore.servicers.vectors import VectorPoints
 from services.vectorstore.usage import CallCounts
 
 _log = structlog.get_logger("vectorstore")
+_EVERY_ADDRESS = ("0.0.0.0", "[::]", "")  # noqa: S104
+_JOIN_WAIT_S = 1.0
+_HAND_OVER_S = 30.0
 
 
 async def serve(settings: VectorstoreSettings) -> None:
@@ -60,14 +68,18 @@ async def serve(settings: VectorstoreSettings) -> None:
 
     guard = GuardInterceptor(methods.VECTORSTORE, rules_for(methods.VECTORSTORE), verifier)
     guard.count_by(CallCounts(usage).by_method())
-    server = InnerServer(settings.listen, settings.tls, guard)
-    register(server, node, embedder)
+    forwarder = forwarder_of(node, settings, clock)
+    server = InnerServer(
+        settings.listen, settings.tls, guard, behind_guard=[forwarder] if forwarder is not None else []
+    )
+    register(server, node, embedder, forwarder)
     try:
         await server.start()
         await tell_writability(server, node)
         with serving_ops(settings.metrics_host, settings.metrics_port, lambda: server.is_ready):
             await connected(channel, unless=stopping)
             await claimed(objects, node.database_id, unless=stopping)
+            await join_replicas(node, settings, server.port, stopping)
             await server.set_ready(True)
             _log.info("serving", port=server.port)
 
@@ -77,15 +89,58 @@ async def serve(settings: VectorstoreSettings) -> None:
             await stopping.wait()
             resealing.cancel()
             _log.info("stopping")
-            await server.stop(notice_s=settings.stop_notice_s)
+            # Said before anything is given away, so that new calls go elsewhere.
+            await server.set_ready(False)
+            await asyncio.sleep(settings.stop_notice_s)
+            await hand_over(node)
+            await server.stop()
         await usage.report_last()
     finally:
         watch.cancel()
         reporting.cancel()
         if edge:
             await edge.close()
+        if forwarder is not None:
+            await forwarder.close()
         await node.close()
         await channel.close()
+
+
+def forwarder_of(node: Node, settings: VectorstoreSettings, clock: Clock) -> Forwarder | None:
+    """What passes calls on to other replicas; None where there can be none."""
+    if not isinstance(node.leases, SharedLeases):
+        return None
+    return Forwarder(
+        node.leases,
+        node.catalog,
+        lambda address: open_channel(address, methods.VECTORSTORE, settings.tls),
+        clock,
+    )
+
+
+async def join_replicas(node: Node, settings: VectorstoreSettings, port: int, unless: asyncio.Event) -> None:
+    """Joins the other replicas, trying until the database answers."""
+    if not isinstance(node.leases, SharedLeases):
+        return
+    host = settings.listen.rpartition(":")[0]
+    host = socket.gethostname() if host in _EVERY_ADDRESS else host
+    address = settings.replica_address or f"{host}:{port}"
+    while not unless.is_set():
+        try:
+            await node.leases.start(address)
+            return
+        except SealcombError as error:
+            _log.warning("waiting for the database", reason=error.reason)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(unless.wait(), _JOIN_WAIT_S)
+
+
+async def hand_over(node: Node) -> None:
+    """Gives what is held to other replicas; what cannot be given is free once the process has ended."""
+    try:
+        await asyncio.wait_for(node.hand_over(), _HAND_OVER_S)
+    except (SealcombError, TimeoutError) as error:
+        _log.warning("not everything was handed over", exception_type=type(error).__name__)
 
 
 async def tell_writability(server: InnerServer, node: Node) -> None:
@@ -102,7 +157,9 @@ async def tell_writability(server: InnerServer, node: Node) -> None:
     await server.set_part("writes", True)
 
 
-def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> None:
+def register(
+    server: InnerServer, node: Node, embedder: EmbedderInfo | None, forwarder: Forwarder | None = None
+) -> None:
     """Puts the vectorstore's services on a server."""
     collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
         Collections(
@@ -111,7 +168,7 @@ def register(server: InnerServer, node: Node, embedder: EmbedderInfo | None) -> 
         server.grpc_server,
     )
     vector_service_pb2_grpc.add_VectorServiceServicer_to_server(
-        VectorPoints(node.catalog, node.residency, node.finder), server.grpc_server
+        VectorPoints(node.catalog, node.residency, node.finder, forwarder), server.grpc_server
     )
     passage_service_pb2_grpc.add_PassageServiceServicer_to_server(
         Passages(node.catalog, node.residency, node.finder, node.workers), server.grpc_server
@@ -126,7 +183,9 @@ def on_key_event(node: Node) -> OnKeyEvent:
             case KeyEvent.DISABLED | KeyEvent.SUSPENDED:
                 await node.lock_account(account)
             case KeyEvent.RESOURCE_DESTROYED:
-                await node.purge(account, resource)
+                # The holder is told as well, and removes it.
+                with contextlib.suppress(HeldElsewhere):
+                    await node.purge(account, resource)
             case KeyEvent.ACCOUNT_DESTROYED:
                 await node.purge_account(account)
             case KeyEvent.RECONNECTED:
@@ -154,6 +213,7 @@ def limits_of(settings: VectorstoreSettings) -> Limits:
         snapshot_log_bytes=settings.snapshot_log_bytes,
         erase_after_s=settings.erase_after_s,
         key_ttl_s=settings.data_key_ttl_s,
+        lease_s=settings.lease_s,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ import structlog
 from services.common.clock import Clock
 from services.common.database import database_id, migrate, open_engine
 from services.common.datakeys import TTL_S, AgedKeyPeer, DataKeys, KeySource
+from services.common.errors import NotFound
 from services.common.objects import ObjectStore
 from services.common.process import give_memory_back
 from services.vectorstore.catalog import Catalog, ResourceKeys
 from services.vectorstore.collection import Parts
+from services.vectorstore.holders.store import HolderStore
 from services.vectorstore.importing import Importer
 from services.vectorstore.layout import Layout
+from services.vectorstore.leases import HeldElsewhere, SharedLeases, SoleHolder
 from services.vectorstore.log import Committer
 from services.vectorstore.opening import Opener
 from services.vectorstore.quotas import Caps, Usages
@@ -51,6 +55,7 @@ class Limits:
     snapshot_log_records: int = 2000
     erase_after_s: float = 600.0
     key_ttl_s: float = TTL_S
+    lease_s: float = 4.0
 
 
 class Node:
@@ -85,12 +90,16 @@ class Node:
             limits.erase_after_s,
         )
         self._usages = Usages()
+        self.leases: SoleHolder | SharedLeases = SoleHolder()
+        if not self.store.is_local:
+            self.leases = SharedLeases(HolderStore(self._engine), self._sql, clock, limits.lease_s)
         parts = Parts(self.committer, self.workers, limits.caps)
-        opener = Opener(self.store, objects, self.keys, self.workers, parts, self._usages)
+        opener = Opener(self.store, objects, self.keys, self.workers, parts, self._usages, self.leases)
         self.residency = Residency(
             opener,
             self.keys,
             upkeep,
+            self.leases,
             limits.resident_bytes_max,
             lambda: self.workers.submit(give_memory_back),
         )
@@ -103,7 +112,10 @@ class Node:
         if self.store.is_local:
             # Nobody else works on a file: what is noted for no collection is of an import that broke.
             for orphan in self.store.orphans():
-                discard_old(self.store, objects, orphan, 0, Layout())
+                discard_old(self.store, objects, orphan, 0, 0, Layout())
+        if isinstance(self.leases, SharedLeases):
+            self.leases.on_lost = self.residency.drop_all
+            self.residency.reread = self.catalog.reread
         self.resealer = Resealer(self.store, self.residency, self.keys, peer, self.workers, clock)
 
     async def reseal(self, collection: str) -> None:
@@ -123,9 +135,15 @@ class Node:
         self.residency.drop_all()
 
     async def purge(self, account: str, collection: str) -> None:
-        """Removes what is left of a collection whose keys are destroyed; no error if nothing is."""
+        """Removes what is left of a collection whose keys are destroyed; no error if nothing is.
+
+        Raises HeldElsewhere where another replica has it open, and removes it.
+        """
         self.keys.drop_resource(account, collection)
         self.catalog.forget_account(account)
+        with contextlib.suppress(NotFound):
+            if self.leases.epoch_of(collection) is None:
+                await self.leases.claim(account, collection)
         await self.residency.drop(collection)
         usage = self._usages.of(account)
         if usage is not None:
@@ -137,11 +155,21 @@ class Node:
         """Removes what is left of an account whose keys are destroyed."""
         await self.lock_account(account)
         for _account, collection in await self._in_thread(lambda: self.store.owned(account)):
-            await self.purge(account, collection)
+            with contextlib.suppress(HeldElsewhere):
+                await self.purge(account, collection)
+
+    async def hand_over(self) -> None:
+        """Gives what this replica holds to the others, if there are any, while it still answers."""
+        if isinstance(self.leases, SharedLeases) and await self.leases.leave():
+            await self.residency.hand_over()
+            # The others may believe for so long that calls belong here; one that came at the end would fail.
+            await asyncio.sleep(self.leases.lease_s)
 
     async def close(self) -> None:
         """Ends what is open; what was acknowledged is durable already."""
         await self.residency.close()
+        if isinstance(self.leases, SharedLeases):
+            await self.leases.close()
         self.committer.close()
         self.workers.shutdown()
         self._sql.shutdown()

@@ -19,7 +19,8 @@ from services.vectorstore import whole
 from services.vectorstore.catalog import COLLECTION, Descriptor, no_such_collection
 from services.vectorstore.collection import Collection, Parts, Tail
 from services.vectorstore.layout import Layout
-from services.vectorstore.log import Head, LogBroken, Scope, open_head, open_records
+from services.vectorstore.leases import Leases
+from services.vectorstore.log import Head, LogBroken, LostPlace, Scope, open_head, open_records
 from services.vectorstore.manifest import decode
 from services.vectorstore.parts import SnapshotBroken, open_object
 from services.vectorstore.quotas import Usages
@@ -57,6 +58,7 @@ class Opener:
     workers: Executor
     parts: Parts
     usages: Usages
+    leases: Leases
 
     async def open(self, descriptor: Descriptor) -> Opened:
         """Opens a collection. Raises DataLoss if what is stored is not what was written."""
@@ -70,6 +72,10 @@ class Opener:
         if stored is None:
             raise no_such_collection()
         row = stored.row
+        held = self.leases.epoch_of(descriptor.id)
+        if held is None or (held and held != row.epoch):
+            # Somebody else took it meanwhile: to write in its epoch would be to write as it.
+            raise LostPlace
         named = {key_id_of(row.head), *(key_id_of(sealed) for _lsn, sealed in stored.records)}
         named |= {snapshot.key_id for snapshot in stored.snapshots} | {part.key_id for part in stored.parts}
         # By id, since data that was sealed before a rotation names an older key.

@@ -8,21 +8,25 @@ in memory is of no use to anybody without the key.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from services.common.datakeys import DataKeys
-from services.common.errors import NotFound, Unavailable
+from services.common.errors import NotFound, SealcombError
 from services.common.sealing import DataKey
 from services.vectorstore.catalog import COLLECTION, Descriptor, no_such_collection
-from services.vectorstore.collection import Collection
+from services.vectorstore.collection import Collection, CollectionClosed
+from services.vectorstore.leases import Leases
 from services.vectorstore.opening import Opened, Opener
 from services.vectorstore.upkeep import Keeper, Upkeep
 
 _TRIES = 5
 # After closing this share of the budget, freed memory is handed back.
 _GIVE_BACK_SHARE = 8
+_HANDED_OVER_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,15 @@ class Residency:
         opener: Opener,
         keys: DataKeys,
         upkeep: Upkeep,
+        leases: Leases,
         size_bytes_max: int,
         give_back: Callable[[], object] = lambda: None,
     ) -> None:
         self._opener = opener
+        self._leases = leases
+        # Reads again what a collection is, where others may have changed it.
+        self.reread: Callable[[Descriptor], Awaitable[Descriptor]] = _as_it_is
+        self._giving_up: set[asyncio.Task[None]] = set()
         self._keys = keys
         self._upkeep = upkeep
         self._most = size_bytes_max
@@ -90,9 +99,18 @@ class Residency:
         """How many collections are open."""
         return len(self._resident)
 
+    async def hold(self, descriptor: Descriptor) -> Descriptor:
+        """The collection as it is, held by this replica from now on. Raises HeldElsewhere."""
+        if self._leases.epoch_of(descriptor.id) is None and await self._leases.claim(
+            descriptor.account, descriptor.id
+        ):
+            return await self.reread(descriptor)
+        return descriptor
+
     async def use(self, descriptor: Descriptor) -> Use:
-        """The open collection, opened if need be. Raises what keyvault or the data say."""
+        """The open collection, opened if need be. Raises HeldElsewhere, and what keyvault or the data say."""
         for _ in range(_TRIES):
+            descriptor = await self.hold(descriptor)
             key = await self._key(descriptor)
             resident = self._resident.get(descriptor.id)
             if resident is not None and not _serves(resident, descriptor):
@@ -102,9 +120,9 @@ class Residency:
                 resident = await self._open(descriptor, key)
             if descriptor.id in self._resident:
                 self._resident.move_to_end(descriptor.id)
-            if _serves(resident, descriptor):
+            if _serves(resident, descriptor) and self._leases.epoch_of(descriptor.id) is not None:
                 return Use(descriptor, resident.collection, key)
-        raise Unavailable("the collection was just closed; try again", retry_after_s=0.1)
+        raise CollectionClosed
 
     def drop_account(self, account: str) -> None:
         """Closes an account's collections."""
@@ -122,6 +140,20 @@ class Residency:
             self._retire(collection)
         if collection in self._closing:
             await asyncio.wait([self._closing[collection]])
+
+    async def hand_over(self) -> None:
+        """Closes what this replica holds and gives it back, a few at a time."""
+        held = iter(self._leases.held())
+
+        async def some() -> None:
+            for collection in held:
+                await self._leases.give_up(collection, partial(self._dropped, collection))
+
+        await asyncio.gather(*(some() for _ in range(_HANDED_OVER_AT_ONCE)))
+
+    async def _dropped(self, collection: str) -> bool:
+        await self.drop(collection)
+        return True
 
     async def close(self) -> None:
         """Closes all collections and waits for their writers."""
@@ -179,6 +211,21 @@ class Residency:
                 break
             if other != id_:
                 self._retire(other)
+                self._give_up(other)
+
+    def _give_up(self, id_: str) -> None:
+        """Lets whoever is asked next hold what was closed for want of memory."""
+
+        async def closed() -> bool:
+            if id_ in self._resident or id_ in self._flights:
+                return False
+            await self.drop(id_)
+            return True
+
+        if self._leases.epoch_of(id_):
+            task = asyncio.create_task(_quietly(self._leases.give_up(id_, closed)))
+            self._giving_up.add(task)
+            task.add_done_callback(self._giving_up.discard)
 
     def _retire(self, id_: str) -> None:
         resident = self._resident.pop(id_)
@@ -202,6 +249,16 @@ def _serves(resident: Resident, descriptor: Descriptor) -> bool:
     """Whether what is open is what is durable, with the metadata index that is wanted now."""
     collection = resident.collection
     return collection.usable and collection.state.columns.indexed == descriptor.indexed
+
+
+async def _as_it_is(descriptor: Descriptor) -> Descriptor:
+    return descriptor
+
+
+async def _quietly(giving_up: Awaitable[None]) -> None:
+    # What cannot be given back now stays held, and is used again by whoever asks here.
+    with contextlib.suppress(SealcombError):
+        await giving_up
 
 
 def _seen(done: asyncio.Task[Resident]) -> None:

@@ -23,7 +23,7 @@ from services.vectorstore.columns import Indexed
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import Graph, load_graph
 from services.vectorstore.layout import Layout, Segment, Stretch, plan
-from services.vectorstore.log import Scope
+from services.vectorstore.log import LostPlace, Scope
 from services.vectorstore.manifest import Listed, Manifest, Moment, encode
 from services.vectorstore.operations import PutDocument
 from services.vectorstore.parts import (
@@ -77,6 +77,7 @@ class Writer:
     objects: ObjectStore
     key: DataKey
     scope: Scope
+    epoch: int
     stop: threading.Event
 
     def write(self, moment: Moment, capture: Capture, stored: Layout, wish: Wish) -> Written:
@@ -102,7 +103,7 @@ class Writer:
         manifest = encode(Manifest(moment, layout.next_ordinal, listed, graph))
         sealed = seal_object(self.key, self.scope.identity("snapshot", moment.lsn), [manifest])
         self._go_on()
-        digest, _size = put_object(self.objects, _manifest_key(self.scope, moment.lsn), sealed)
+        digest, _size = put_object(self.objects, _manifest_key(self.scope, moment.lsn, self.epoch), sealed)
         gone = sum(int(np.count_nonzero(each.gone)) for each in listed if each.gone is not None)
         return Written(replace(layout, segments=tuple(segments), graph=graph, gone=gone), digest)
 
@@ -112,8 +113,9 @@ class Writer:
 
     def _note(self, moment: Moment, names: list[str]) -> None:
         rows = [PartRow(name, object_key(self.scope, name), self.key.id) for name in names]
-        row = SnapshotRow(moment.lsn, _manifest_key(self.scope, moment.lsn), self.key.id)
-        self.store.plan_snapshot(self.scope.collection, row, rows)
+        row = SnapshotRow(moment.lsn, _manifest_key(self.scope, moment.lsn, self.epoch), self.key.id)
+        if not self.store.plan_snapshot(self.scope.collection, self.epoch, row, rows):
+            raise LostPlace
 
     def _put(self, capture: Capture, stretch: Stretch, layout: Layout, name: str, dimension: int) -> Segment:
         self._go_on()
@@ -196,21 +198,26 @@ def set_next_number(state: State, number: int) -> None:
         state.next_version = max(state.next_version, number)
 
 
-def discard_old(store: Store, objects: ObjectStore, collection: str, current: int, layout: Layout) -> None:
+def discard_old(
+    store: Store, objects: ObjectStore, collection: str, epoch: int, current: int, layout: Layout
+) -> None:
     """Deletes all objects but the current snapshot's, with those that a crash left half done."""
     named = {part.name for part in layout.parts}
-    for snapshot in store.snapshots(collection):
+    # What was noted up to an epoch and is not named in it is never named again, however late this is.
+    snapshots, parts = store.noted(collection, epoch)
+    for snapshot in snapshots:
         if snapshot.lsn != current:
             objects.delete(snapshot.object_key)
             store.forget_snapshot(collection, snapshot.lsn)
-    for part in store.parts(collection):
+    for part in parts:
         if part.name not in named:
             objects.delete(part.object_key)
             store.forget_part(collection, part.name)
 
 
-def _manifest_key(scope: Scope, lsn: int) -> str:
-    return object_key(scope, f"snap-{lsn:020d}")
+def _manifest_key(scope: Scope, lsn: int, epoch: int) -> str:
+    # No two holders, of whom one may be late, ever write the same object.
+    return object_key(scope, f"snap-{lsn:020d}" + (f"-{epoch}" if epoch > 1 else ""))
 
 
 __all__ = ["Moment", "SnapshotBroken", "Wish", "Writer", "Written", "copy", "discard_old", "read_parts"]

@@ -40,8 +40,19 @@ collections = sa.Table(
     sa.Column("documents", sa.BigInteger, nullable=False),
     # In memory, at the last write.
     sa.Column("size_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    # The replica that reads and writes it, where there are several (holders/store.py).
+    sa.Column("holder", sa.String(26)),
     sa.UniqueConstraint("account", "name_tag", name="one_name_an_account"),
     sa.UniqueConstraint("account", "idempotency_tag", name="one_idempotency_key_an_account"),
+    sa.Index("collections_by_holder", "holder"),
+)
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("id", sa.String(26), primary_key=True),
+    sa.Column("address", sa.String(256), nullable=False),
+    sa.Column("until_us", sa.BigInteger, nullable=False),
+    sa.Column("leaving", sa.Boolean, nullable=False),
 )
 log = sa.Table(
     "log",
@@ -159,7 +170,7 @@ class Store:
     def add(self, new: NewCollection, most: int) -> None:
         """Stores a new collection; AlreadyExists for a taken tag, ResourceExhausted beyond `most`."""
         values = {name: getattr(new, name) for name in NewCollection.__dataclass_fields__}
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             _lock_account(connection, new.account)
             owned = sa.select(sa.func.count()).where(collections.c.account == new.account)
             if connection.execute(owned).scalar_one() >= most:
@@ -190,7 +201,7 @@ class Store:
     def key_ids(self, account: str) -> list[str]:
         """The catalog keys that the account's collections name."""
         query = sa.select(collections.c.key_id).where(collections.c.account == account).distinct()
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return list(connection.execute(query).scalars())
 
     def page(self, account: str, after: int, limit: int) -> list[CollectionRow]:
@@ -201,7 +212,7 @@ class Store:
             .order_by(collections.c.sequence)
             .limit(limit)
         )
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return [CollectionRow(*row) for row in connection.execute(query)]
 
     def owned(self, account: str, id_: str = "") -> list[tuple[str, str]]:
@@ -209,19 +220,19 @@ class Store:
         query = sa.select(collections.c.account, collections.c.id).where(collections.c.account == account)
         if id_:
             query = query.where(collections.c.id == id_)
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return [(row[0], row[1]) for row in connection.execute(query)]
 
     def usage(self, account: str) -> list[tuple[str, int, int]]:
         """Id, points and bytes of the account's collections at their last writes."""
         columns = (collections.c.id, collections.c.points, collections.c.size_bytes)
         query = sa.select(*columns).where(collections.c.account == account)
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return [(row[0], int(row[1]), int(row[2])) for row in connection.execute(query)]
 
     def delete(self, account: str, id_: str) -> list[str]:
         """Deletes a collection's rows; returns the keys of its objects."""
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             mine = sa.and_(collections.c.account == account, collections.c.id == id_)
             if not connection.execute(collections.delete().where(mine)).rowcount:
                 return []
@@ -236,7 +247,7 @@ class Store:
     def replace_descriptor(self, row: CollectionRow, sealed: bytes) -> bool:
         """Stores a new descriptor, unless it is no longer the row's."""
         same = sa.and_(collections.c.id == row.id, collections.c.descriptor == row.descriptor)
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             return bool(
                 connection.execute(collections.update().where(same).values(descriptor=sealed)).rowcount
             )
@@ -245,13 +256,13 @@ class Store:
         """Records and bytes of a collection's log."""
         size = sa.func.coalesce(sa.func.sum(sa.func.length(log.c.sealed)), 0)
         query = sa.select(sa.func.count(), size).where(log.c.collection == collection)
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             records, size_bytes = connection.execute(query).one()
         return int(records), int(size_bytes)
 
     def append(self, appends: Sequence[Append]) -> list[bool]:
         """Makes all moves in one durable transaction; False for those whose writer lost its place."""
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             # In one order whoever appends, so that two groups never wait for each other.
             places = sorted(range(len(appends)), key=lambda place: appends[place].collection)
             done = {place: _move(connection, appends[place]) for place in places}
@@ -261,7 +272,7 @@ class Store:
         """A collection as it is stored."""
         mine = sa.and_(collections.c.account == account, collections.c.id == id_)
         records = sa.select(log.c.lsn, log.c.sealed).where(log.c.collection == id_).order_by(log.c.lsn)
-        with _storage(), self._reader.begin() as connection:
+        with storage_errors(), self._reader.begin() as connection:
             row = connection.execute(sa.select(*_COLUMNS).where(mine)).one_or_none()
             if row is None:
                 return None
@@ -271,7 +282,7 @@ class Store:
     def sealing_keys(self, collection: str) -> set[str]:
         """The data keys that anything of a collection names: head, log records, snapshots."""
         header = sa.func.substr
-        with _storage(), self._reader.begin() as connection:
+        with storage_errors(), self._reader.begin() as connection:
             heads = [
                 *connection.execute(
                     sa.select(header(collections.c.head, 1, HEADER_BYTES)).where(
@@ -291,25 +302,33 @@ class Store:
             named = {row.key_id for row in noted}
         return named | {key_id_of(bytes(head)) for head in heads}
 
-    def plan_snapshot(self, collection: str, snapshot: SnapshotRow, new: Sequence[PartRow] = ()) -> None:
-        """Notes objects before they are written, so that a crash leaves none that nobody knows."""
+    def plan_snapshot(
+        self, collection: str, epoch: int, snapshot: SnapshotRow, new: Sequence[PartRow] = ()
+    ) -> bool:
+        """Notes objects before they are written, so that a crash leaves none that nobody knows.
+
+        False for a writer that has lost its place.
+        """
         mine = sa.and_(snapshots.c.collection == collection, snapshots.c.lsn == snapshot.lsn)
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
+            if not _in_place(connection, collection, epoch):
+                return False
             connection.execute(snapshots.delete().where(mine))
             values = {name: getattr(snapshot, name) for name in SnapshotRow.__dataclass_fields__}
             connection.execute(snapshots.insert().values(collection=collection, **values))
             if new:
                 rows = [{"collection": collection, **asdict(row)} for row in new]
                 connection.execute(parts.insert(), rows)
+        return True
 
     def snapshots(self, collection: str) -> list[SnapshotRow]:
         """All snapshots that are noted."""
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return _snapshots(connection, collection)
 
     def parts(self, collection: str) -> list[PartRow]:
         """All parts that are noted."""
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return _parts(connection, collection)
 
     def orphans(self) -> list[str]:
@@ -321,24 +340,31 @@ class Store:
                 for table in (snapshots, parts)
             )
         )
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             return list(connection.execute(noted).scalars())
+
+    def noted(self, collection: str, epoch: int) -> tuple[list[SnapshotRow], list[PartRow]]:
+        """All snapshots and parts that are noted; none for a writer that has lost its place."""
+        with storage_errors(), self._engine.begin() as connection:
+            if not _in_place(connection, collection, epoch):
+                return [], []
+            return _snapshots(connection, collection), _parts(connection, collection)
 
     def forget_part(self, collection: str, name: str) -> None:
         """Removes the note of a part that is gone."""
         mine = sa.and_(parts.c.collection == collection, parts.c.name == name)
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             connection.execute(parts.delete().where(mine))
 
     def forget_snapshot(self, collection: str, lsn: int) -> None:
         """Removes the note of an object that is gone."""
         mine = sa.and_(snapshots.c.collection == collection, snapshots.c.lsn == lsn)
-        with _storage(), self._engine.begin() as connection:
+        with storage_errors(), self._engine.begin() as connection:
             connection.execute(snapshots.delete().where(mine))
 
     def _one(self, condition: sa.ColumnElement[bool], account: str) -> CollectionRow | None:
         query = sa.select(*_COLUMNS).where(collections.c.account == account, condition)
-        with _storage(), self._reader.connect() as connection:
+        with storage_errors(), self._reader.connect() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else CollectionRow(*row)
 
@@ -348,6 +374,12 @@ def _lock_account(connection: sa.Connection, account: str) -> None:
     if connection.dialect.name == "postgresql":
         number = sa.func.hashtextextended(f"collections of {account}", 0)
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def _in_place(connection: sa.Connection, collection: str, epoch: int) -> bool:
+    """Whether an epoch is the collection's; it stays so until the transaction ends. 0: it is not there yet."""
+    row = sa.select(collections.c.epoch).where(collections.c.id == collection).with_for_update()
+    return bool((connection.execute(row).scalar_one_or_none() or 0) == epoch)
 
 
 def _move(connection: sa.Connection, append: Append) -> bool:
@@ -387,7 +419,7 @@ def _parts(connection: sa.Connection, collection: str) -> list[PartRow]:
 
 
 @contextmanager
-def _storage() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Turns a database's failure into the project's own errors."""
     try:
         yield

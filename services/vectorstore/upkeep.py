@@ -258,7 +258,7 @@ class Keeper:
         moment, capture = await collection.at_rest(lambda: (self._moment(), collection.state.capture()))
         # Deletions that come while it is written are for the next one.
         wish = Wish(erase=due[1], reseal=reseal, has_graph=capture.graph is self._stored_graph)
-        writer = Writer(upkeep.store, upkeep.objects, key, collection.scope, self._stop)
+        writer = Writer(upkeep.store, upkeep.objects, key, collection.scope, collection.epoch, self._stop)
         try:
             written = await self._in_thread(writer.write, moment, capture, self._layout, wish)
         finally:
@@ -276,8 +276,10 @@ class Keeper:
     async def _discard(self) -> None:
         """Deletes what the present snapshot does not name."""
         upkeep, current = self._upkeep, self._collection.head.snapshot_lsn
-        collection = self._collection.scope.collection
-        await self._in_thread(discard_old, upkeep.store, upkeep.objects, collection, current, self._layout)
+        collection, epoch = self._collection.scope.collection, self._collection.epoch
+        await self._in_thread(
+            discard_old, upkeep.store, upkeep.objects, collection, epoch, current, self._layout
+        )
         self._leftovers = False
 
     def _moment(self) -> Moment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,9 @@ from services.vectorstore.config import EmbedderInfo
 from services.vectorstore.main import register
 from services.vectorstore.node import Limits, Node
 from tests.certificates import TestCa
+from tests.postgres import Postgres
 from tests.vectorstore.fakes import ACCOUNT, FakeKeyvault, open_node
+from tests.vectorstore.replicas import Replicas, running_replicas
 
 EMBEDDER = EmbedderInfo("tiny-embedder", 8, "ab" * 32)
 
@@ -139,3 +142,10 @@ async def rig(tmp_path: Path, limits: Limits) -> AsyncIterator[Rig]:
         await channel.close()
     await server.stop(0)
     await node.close()
+
+
+@pytest.fixture
+async def replicas(tmp_path: Path, postgres: Postgres) -> AsyncIterator[Replicas]:
+    """A place for several vectorstores over one PostgreSQL database."""
+    async with running_replicas(tmp_path, postgres.make_database(f"v{secrets.token_hex(6)}")) as replicas:
+        yield replicas

@@ -78,7 +78,7 @@ class Stock:
         capture = state.capture()
         store: Any = Notes()
         objects: Any = self.objects
-        writer = Writer(store, objects, self.key, SCOPE, threading.Event())
+        writer = Writer(store, objects, self.key, SCOPE, 1, threading.Event())
         try:
             written = writer.write(moment_of(state, self.lsn), capture, self.layout, wish or Wish())
         finally:

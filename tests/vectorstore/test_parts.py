@@ -324,7 +324,7 @@ async def _write_whole(space: Space) -> None:
     row = SnapshotRow(
         moment.lsn, f"{fakes.ACCOUNT}/{collection.scope.collection}/snap-{moment.lsn:020d}", use.key.id
     )
-    node.store.plan_snapshot(collection.scope.collection, row)
+    assert node.store.plan_snapshot(collection.scope.collection, collection.epoch, row)
     digest, _size = put_object(node._objects, row.object_key, [sealed])
     head = replace(collection.head, snapshot_lsn=moment.lsn, snapshot_digest=digest)
     raw = seal_head(use.key, collection.scope, head)
@@ -364,7 +364,7 @@ async def _until_crash(node: Node, space: Space, crash: Crash) -> bool:
     await settle(use.collection)
     keeper._upkeep = replace(keeper._upkeep, log_records=1 << 30, log_bytes=1 << 30)
     keeper._erase_due, keeper._key = True, use.key
-    crash.wrap(node.store, "plan_snapshot", "forget_snapshot", "forget_part", "snapshots", "parts")
+    crash.wrap(node.store, "plan_snapshot", "forget_snapshot", "forget_part", "noted")
     crash.wrap(node._objects, "put", "delete")
     crash.wrap(node.committer, "_append")
     try:

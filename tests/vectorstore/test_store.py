@@ -145,10 +145,13 @@ def test_a_snapshot_is_noted_trims_the_log_and_is_forgotten(store: Store) -> Non
     for lsn in (1, 2, 3):
         store.append([move(made.id, lsn)])
     for lsn in (2, 1):
-        store.plan_snapshot(made.id, SnapshotRow(lsn, f"a/{lsn}", made.key_id))
-    store.plan_snapshot(made.id, SnapshotRow(2, "a/again", made.key_id))
+        assert store.plan_snapshot(made.id, 1, SnapshotRow(lsn, f"a/{lsn}", made.key_id))
+    assert store.plan_snapshot(made.id, 1, SnapshotRow(2, "a/again", made.key_id))
     assert [(row.lsn, row.object_key) for row in store.snapshots(made.id)] == [(1, "a/1"), (2, "a/again")]
+    assert not store.plan_snapshot(made.id, 2, SnapshotRow(3, "a/stale", made.key_id))
     assert store.append([move(made.id, 3, expected_lsn=3, records=(), trim_to=2)]) == [True]
+    assert [row.lsn for row in store.noted(made.id, 1)[0]] == [1, 2]
+    assert store.noted(made.id, 2) == ([], [])
     assert store.log_size(made.id)[0] == 1
     store.forget_snapshot(made.id, 1)
     assert [row.lsn for row in store.snapshots(made.id)] == [2]
@@ -159,7 +162,7 @@ def test_a_deletion_takes_everything_and_names_the_objects(store: Store) -> None
     store.add(made, 10)
     store.add(other, 10)
     store.append([move(made.id, 1), move(other.id, 1)])
-    store.plan_snapshot(made.id, SnapshotRow(1, "a/1", made.key_id))
+    assert store.plan_snapshot(made.id, 1, SnapshotRow(1, "a/1", made.key_id))
     assert store.delete(OTHER, made.id) == []
     assert store.delete(ACCOUNT, made.id) == ["a/1"]
     assert store.delete(ACCOUNT, made.id) == []

@@ -8,7 +8,7 @@ peers and the public services under whose contexts they may be called.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.common import methods
 from services.common.context import CallContext, ContextRefused
@@ -99,9 +99,20 @@ def rules_for(service: str) -> Mapping[str, Rule]:
     edge = frozenset({methods.GATEWAY})
     rules = {path: Rule(edge) for path, method in methods.EDGE_METHODS.items() if method.owner == service}
     rules |= INNER_RULES
+    if service == methods.VECTORSTORE:
+        # Its replicas pass calls on to one another, each under the context that it came with.
+        for path, rule in rules.items():
+            if rule.needs_context and _owner(path) == service:
+                rules[path] = replace(rule, peers=rule.peers | {service})
     for method in ("Check", "Watch"):
         rules[f"/grpc.health.v1.Health/{method}"] = Rule(frozenset(methods.SERVICES), needs_context=False)
     return rules
+
+
+def _owner(path: str) -> str:
+    if path in methods.EDGE_METHODS:
+        return methods.EDGE_METHODS[path].owner
+    return methods.VECTORSTORE if path.startswith(f"{_INNER}{_P}/") else ""
 
 
 def check_context(rule: Rule, path: str, peer: str, context: CallContext) -> None:

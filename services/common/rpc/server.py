@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 import grpc.aio
@@ -49,6 +50,7 @@ class InnerServer:
         message_bytes_max: int = MESSAGE_BYTES_MAX,
         received_bytes_max: int | None = None,
         clock: Clock | None = None,
+        behind_guard: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         # The file's, at each scrape: what a renewal puts there is taken within seconds.
         _expiry.set_function(lambda: expiry_s(tls.folder / "cert.pem"))
@@ -60,7 +62,7 @@ class InnerServer:
             ("grpc.max_send_message_length", message_bytes_max),
         )
         self.grpc_server = grpc.aio.server(
-            interceptors=[guard], options=options, maximum_concurrent_rpcs=1000
+            interceptors=[guard, *behind_guard], options=options, maximum_concurrent_rpcs=1000
         )
         self._health = health.aio.HealthServicer()
         self.is_ready = False

@@ -75,7 +75,9 @@ class Collections(CollectionServiceServicer):
 
     async def GetCollection(self, request: pb.GetCollectionRequest, context: Any) -> pb.GetCollectionResponse:
         """Describes a collection."""
-        descriptor = await self._catalog.get(collection_name(request.collection))
+        descriptor = await self._residency.reread(
+            await self._catalog.get(collection_name(request.collection))
+        )
         return pb.GetCollectionResponse(collection=_message(await self._catalog.listed(descriptor)))
 
     async def ListCollections(
@@ -101,6 +103,7 @@ class Collections(CollectionServiceServicer):
         if request.HasField("metadata_index") and request.index_all_metadata:
             raise invalid("index_all_metadata", "is set together with metadata_index; set one")
         descriptor = await self._catalog.get(collection_name(request.collection))
+        descriptor = await self._residency.hold(descriptor)
         changed = descriptor
         if request.HasField("default_ef"):
             changed = replace(changed, default_ef=_default_ef(request.default_ef))
@@ -118,6 +121,7 @@ class Collections(CollectionServiceServicer):
     ) -> pb.GetCollectionStatsResponse:
         """Measures a collection without opening it."""
         descriptor = await self._catalog.get(collection_name(request.collection))
+        descriptor = await self._residency.hold(descriptor)
         listed = await self._catalog.listed(descriptor)
         records, log_bytes = await self._catalog.log_size(descriptor)
         response = pb.GetCollectionStatsResponse(
@@ -178,6 +182,7 @@ class Collections(CollectionServiceServicer):
     ) -> pb.DeleteCollectionResponse:
         """Destroys a collection's keys, then its data."""
         descriptor = await self._catalog.get(collection_name(request.collection))
+        descriptor = await self._residency.hold(descriptor)
         receipt = await self._catalog.destroy_keys(descriptor)
         # Once begun it goes on: without its keys, what is left is garbage.
         try:

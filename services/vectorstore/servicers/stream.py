@@ -19,13 +19,20 @@ _FAILURES_MAX = 1000
 
 # Opens the collection with a name for the current caller.
 OpenCollection = Callable[[str], Awaitable[Use]]
+# Writes one batch here or where its collection is held: it is given as a stream of its own, and as what to
+# do here.
+PassOn = Callable[
+    [pb.UpsertStreamRequest, Callable[[], Awaitable[pb.UpsertStreamResponse]]],
+    Awaitable[pb.UpsertStreamResponse],
+]
 
 
 class UpsertStream:
     """The state of one stream between its messages."""
 
-    def __init__(self, open_collection: OpenCollection) -> None:
+    def __init__(self, open_collection: OpenCollection, pass_on: PassOn | None = None) -> None:
         self._open = open_collection
+        self._pass_on = pass_on
         self._name = ""
         self._id = ""
         self._atomic = False
@@ -37,7 +44,7 @@ class UpsertStream:
         """Writes every batch and sums up."""
         async for request in requests:
             await self._take(request)
-        if not self._id:
+        if not self._name:
             raise invalid("collection", "is missing: the stream is empty")
         return self._response
 
@@ -48,19 +55,31 @@ class UpsertStream:
             raise invalid("collection", "must be the first message's, or empty")
         if request.ByteSize() > batches.MESSAGE_BYTES_MAX:
             raise invalid("points", "is larger than 4 MiB; send smaller batches")
+        if self._pass_on is None:
+            written = await self._write(request)
+        else:
+            alone = pb.UpsertStreamRequest(
+                collection=self._name, points=request.points, atomic_batches=self._atomic
+            )
+            written = await self._pass_on(alone, lambda: self._write(request))
+        self._response.upserted += written.upserted
+        self._response.failed += written.failed
+        for failure in written.failures[: _FAILURES_MAX - len(self._response.failures)]:
+            self._response.failures.add().CopyFrom(failure)
+            self._response.failures[-1].position += self._position
+        self._position += len(request.points)
+
+    async def _write(self, request: pb.UpsertStreamRequest) -> pb.UpsertStreamResponse:
+        """Writes a batch, places counted from its own first."""
         # Opened for each batch: the key may be gone, or the collection.
         use = await self._open(self._name)
         writing.require_points(use)
-        if self._id not in ("", use.descriptor.id):
+        descriptor = use.descriptor
+        if self._id not in ("", descriptor.id):
             # Deleted and made anew under the same name: not what the stream began to write to.
             raise no_such_collection()
-        self._id = use.descriptor.id
-        await self._write(use, request)
-        self._position += len(request.points)
-
-    async def _write(self, use: Use, request: pb.UpsertStreamRequest) -> None:
+        self._id = descriptor.id
         bad: list[tuple[int, InvalidArgument]] = []
-        descriptor = use.descriptor
         batch = batches.upsert(
             request.points, descriptor.dimension, descriptor.metric, lambda *found: bad.append(found)
         )
@@ -70,18 +89,17 @@ class UpsertStream:
             count = written.count
             for place in written.refused:
                 bad.append((batch.places[place], writing.too_many_fields("metadata")))
-        self._response.upserted += count
-        self._response.failed += len(request.points) - count
-        for place, error in sorted(bad, key=lambda found: found[0]):
-            self._report(place, error)
+        response = pb.UpsertStreamResponse(upserted=count, failed=len(request.points) - count)
+        for place, error in sorted(bad, key=lambda found: found[0])[:_FAILURES_MAX]:
+            _report(response, place, error)
+        return response
 
-    def _report(self, place: int, error: InvalidArgument) -> None:
-        if len(self._response.failures) == _FAILURES_MAX:
-            return
-        field, description = error.fields[0].field, error.fields[0].description
-        self._response.failures.add(
-            position=self._position + place,
-            field=field.removeprefix(f"points[{place}]."),
-            reason=error.reason,
-            message=description,
-        )
+
+def _report(response: pb.UpsertStreamResponse, place: int, error: InvalidArgument) -> None:
+    field, description = error.fields[0].field, error.fields[0].description
+    response.failures.add(
+        position=place,
+        field=field.removeprefix(f"points[{place}]."),
+        reason=error.reason,
+        message=description,
+    )

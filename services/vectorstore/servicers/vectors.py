@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ from services.vectorstore.nearest import Strategy, Work
 from services.vectorstore.residency import Residency, Use
 from services.vectorstore.searching import Answer, Finder, Wanted
 from services.vectorstore.servicers import batches, convert
+from services.vectorstore.servicers.forwarding import Forwarder
 from services.vectorstore.servicers.stream import UpsertStream
 from services.vectorstore.state import State
 
@@ -41,7 +43,10 @@ _ANSWER_BYTES_MAX = 3 * 1024 * 1024
 class VectorPoints(VectorServiceServicer):
     """Points of the caller's collections."""
 
-    def __init__(self, catalog: Catalog, residency: Residency, finder: Finder) -> None:
+    def __init__(
+        self, catalog: Catalog, residency: Residency, finder: Finder, forwarder: Forwarder | None = None
+    ) -> None:
+        self._forwarder = forwarder
         self._catalog = catalog
         self._residency = residency
         self._finder = finder
@@ -62,7 +67,9 @@ class VectorPoints(VectorServiceServicer):
         self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Any
     ) -> pb.UpsertStreamResponse:
         """Writes points batch by batch."""
-        return await UpsertStream(self._use).run(request_iterator)
+        forwarder = self._forwarder
+        pass_on = None if forwarder is None else partial(_pass_on, forwarder, context)
+        return await UpsertStream(self._use, pass_on).run(request_iterator)
 
     async def UpdatePoints(self, request: pb.UpdatePointsRequest, context: Any) -> pb.UpdatePointsResponse:
         """Replaces metadata or texts of points."""
@@ -198,6 +205,15 @@ def _fill(response: pb.QueryResponse, request: pb.QueryRequest, answer: Answer) 
             message.metadata.ParseFromString(hit.point.metadata)
         if request.with_text:
             message.text = hit.point.text
+
+
+async def _pass_on(
+    forwarder: Forwarder,
+    context: Any,
+    batch: pb.UpsertStreamRequest,
+    here: Callable[[], Awaitable[pb.UpsertStreamResponse]],
+) -> pb.UpsertStreamResponse:
+    return await forwarder.upsert_batch(batch, here, context)
 
 
 def _condition(

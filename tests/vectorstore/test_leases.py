@@ -1,0 +1,217 @@
+"""Who holds a collection: at most one replica, and whoever held it before cannot write."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from services.common import ids
+from services.common.database import migrate, open_engine
+from services.common.errors import NotFound, Unavailable
+from services.vectorstore import editing
+from services.vectorstore.holders.store import Elsewhere, Held, HolderStore
+from services.vectorstore.leases import SharedLeases
+from services.vectorstore.log import LostPlace
+from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.store import Store
+from tests.postgres import Postgres
+from tests.vectorstore.fakes import ACCOUNT, OTHER, FakeClock, Space
+from tests.vectorstore.replicas import Replicas
+from tests.vectorstore.test_store import new
+
+LIFE_US = 60_000_000
+
+
+@dataclass
+class Holders:
+    """The tables, and a collection in them."""
+
+    engine: sa.Engine
+    store: HolderStore
+    collection: str
+
+    def end(self, replica: str) -> None:
+        """Lets a replica's time be over."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE replicas SET until_us = 1 WHERE id = :id"), {"id": replica})
+
+    def replica(self, number: int) -> str:
+        """A registered replica."""
+        id_ = ids.new_id()
+        self.store.register(id_, f"127.0.0.1:{number}", LIFE_US)
+        return id_
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def holders(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Holders]:
+    """Empty tables with one collection, on each engine in turn."""
+    url = f"sqlite:///{tmp_path}/vectorstore.db"
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.make_database(f"v{secrets.token_hex(6)}")
+    engine = open_engine(url)
+    migrate(engine, "services.vectorstore")
+    made = new("one")
+    Store(engine).add(made, 10)
+    yield Holders(engine, HolderStore(engine), made.id)
+    engine.dispose()
+
+
+def test_one_replica_holds_and_the_others_learn_where(holders: Holders) -> None:
+    one, two = holders.replica(1), holders.replica(2)
+    assert holders.store.claim(ACCOUNT, holders.collection, one) == Held(2, gained=True)
+    assert holders.store.claim(ACCOUNT, holders.collection, one) == Held(2, gained=False)
+    assert holders.store.claim(ACCOUNT, holders.collection, two) == Elsewhere(one, "127.0.0.1:1")
+    assert holders.store.is_held_by(holders.collection, one)
+    assert not holders.store.is_held_by(holders.collection, two)
+    assert holders.store.counts() == [("127.0.0.1:1", 1), ("127.0.0.1:2", 0)]
+    assert holders.store.claim(OTHER, holders.collection, two) is None
+    assert holders.store.claim(ACCOUNT, ids.new_id(), two) is None
+
+
+def test_a_replica_whose_time_is_over_is_replaced_and_never_comes_back(holders: Holders) -> None:
+    """F15, F19: it cannot move its time on after another has acted on its end."""
+    one, two = holders.replica(1), holders.replica(2)
+    holders.store.claim(ACCOUNT, holders.collection, one)
+    holders.end(one)
+    assert holders.store.claim(ACCOUNT, holders.collection, two) == Held(3, gained=True)
+    assert not holders.store.renew(one, LIFE_US)
+    with pytest.raises(Unavailable):
+        holders.store.claim(ACCOUNT, ids_of(holders, "two"), one)
+    assert holders.store.renew(two, LIFE_US)
+
+
+def test_what_is_given_back_is_anyones_and_a_late_giving_back_takes_nothing(holders: Holders) -> None:
+    one, two = holders.replica(1), holders.replica(2)
+    holders.store.claim(ACCOUNT, holders.collection, one)
+    holders.store.release([holders.collection], one)
+    assert holders.store.claim(ACCOUNT, holders.collection, two) == Held(3, gained=True)
+    holders.store.release([holders.collection], one)
+    assert holders.store.is_held_by(holders.collection, two)
+
+
+def test_a_replica_that_leaves_sends_to_those_that_stay_and_serves_alone(holders: Holders) -> None:
+    one, two = holders.replica(1), holders.replica(2)
+    holders.store.leave(one)
+    assert holders.store.others(two) == []
+    assert holders.store.claim(ACCOUNT, holders.collection, one) == Elsewhere(two, "127.0.0.1:2")
+    holders.store.remove(two)
+    assert holders.store.claim(ACCOUNT, holders.collection, one) == Held(2, gained=True)
+
+
+def test_a_process_that_is_started_anew_at_its_address_need_not_wait_for_itself(holders: Holders) -> None:
+    one = holders.replica(1)
+    holders.store.claim(ACCOUNT, holders.collection, one)
+    again = holders.replica(1)
+    assert holders.store.claim(ACCOUNT, holders.collection, again) == Held(3, gained=True)
+    assert not holders.store.renew(one, LIFE_US)
+
+
+def test_of_many_that_claim_at_once_one_holds(holders: Holders) -> None:
+    """F15: the row decides."""
+    replicas = [holders.replica(number) for number in range(6)]
+    gate = threading.Barrier(6)
+
+    def claim(replica: str) -> bool:
+        gate.wait()
+        return isinstance(holders.store.claim(ACCOUNT, holders.collection, replica), Held)
+
+    for _ in range(5):
+        with ThreadPoolExecutor(6) as pool:
+            won = [replica for replica, won in zip(replicas, pool.map(claim, replicas), strict=True) if won]
+        assert len(won) == 1
+        holders.store.release([holders.collection], won[0])
+
+
+async def test_a_replica_stops_believing_in_itself_before_the_database_does(holders: Holders) -> None:
+    """F19: a process that was paused for longer than its lease answers nothing when it wakes."""
+    clock = FakeClock()
+    leases = SharedLeases(holders.store, ThreadPoolExecutor(1), clock, 60.0)
+    await leases.start("127.0.0.1:1")
+    try:
+        assert await leases.claim(ACCOUNT, holders.collection)
+        assert not await leases.claim(ACCOUNT, holders.collection)
+        assert leases.epoch_of(holders.collection) == 2
+        clock.s += 53
+        assert leases.epoch_of(holders.collection) == 2
+        clock.s += 2
+        assert leases.epoch_of(holders.collection) is None
+        with pytest.raises(Unavailable):
+            await leases.claim(ACCOUNT, holders.collection)
+        clock.s -= 2
+        with pytest.raises(NotFound):
+            await leases.claim(ACCOUNT, ids.new_id())
+    finally:
+        await leases.close()
+    assert holders.store.counts() == []
+
+
+async def test_a_replica_that_was_judged_dead_joins_anew_and_drops_what_it_held(holders: Holders) -> None:
+    lost = threading.Event()
+    leases = SharedLeases(holders.store, ThreadPoolExecutor(1), FakeClock(), 0.5)
+    leases.on_lost = lost.set
+    await leases.start("127.0.0.1:1")
+    try:
+        await leases.claim(ACCOUNT, holders.collection)
+        with holders.engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM replicas"))
+        deadline = time.monotonic() + 30
+        while not lost.is_set() or not holders.store.counts():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert leases.epoch_of(holders.collection) is None
+        assert leases.held() == []
+    finally:
+        await leases.close()
+
+
+async def test_f15_a_holder_that_was_replaced_writes_nothing(replicas: Replicas) -> None:
+    """F15: round after round the holder's time ends unnoticed, another takes over and writes, the first
+    goes on with what it had in its hands: 0 stale writes. The twin writes as the holder of the day.
+    """
+    nodes = [(await replicas.start(lease_s=60.0)) for _ in range(2)]
+    spaces = [Space(replica.node) for replica in nodes]
+    await spaces[0].make(dimension=2)
+    engine = open_engine(replicas.url)
+    accepted = 0
+    for number in range(60):
+        old, now = spaces[number % 2], spaces[(number + 1) % 2]
+        stale = await old.use()
+        with engine.begin() as connection:
+            connection.execute(
+                sa.text("UPDATE replicas SET until_us = 1 WHERE id = :id"),
+                {"id": nodes[number % 2].leases._id},
+            )
+        nodes[(number + 1) % 2].leases.forget_where(stale.descriptor.id)
+        await now.upsert({f"p{number}": [1, number]})
+        with pytest.raises(LostPlace):
+            await editing.upsert(stale, _points(f"stale{number}"), [{}])
+        # The paused one wakes, finds itself gone and joins anew, as its renewing thread would.
+        nodes[number % 2].leases._register()
+        nodes[number % 2].leases._forget()
+        accepted += 1
+    engine.dispose()
+    assert sorted(await now.contents()) == sorted(f"p{number}" for number in range(accepted))
+
+
+def ids_of(holders: Holders, name: str) -> str:
+    """One more collection."""
+    made = new(name)
+    Store(holders.engine).add(made, 10)
+    return made.id
+
+
+def _points(*names: str) -> UpsertPoints:
+    return UpsertPoints(
+        list(names), np.ones((len(names), 2), np.float32), [b""] * len(names), [""] * len(names)
+    )
