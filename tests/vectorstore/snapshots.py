@@ -57,8 +57,9 @@ class Objects(dict[str, bytes]):
 class Notes:
     """Takes notes of objects."""
 
-    def plan_snapshot(self, *_what: object) -> None:
+    def plan_snapshot(self, *_what: object) -> bool:
         """Forgets them."""
+        return True
 
 
 @dataclass
