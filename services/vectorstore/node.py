@@ -119,8 +119,9 @@ class Node:
         self.resealer = Resealer(self.store, self.residency, self.keys, peer, self.workers, clock)
 
     async def reseal(self, collection: str) -> None:
-        """Seals a collection of the current account under its newest data key."""
-        await self.resealer.reseal(await self.catalog.by_id(collection))
+        """Seals a collection of the current account under its newest data key; its holder does."""
+        with contextlib.suppress(HeldElsewhere):
+            await self.resealer.reseal(await self.catalog.by_id(collection))
 
     async def lock_account(self, account: str) -> None:
         """Forgets what the account's keys opened."""
