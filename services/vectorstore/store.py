@@ -377,7 +377,7 @@ def _lock_account(connection: sa.Connection, account: str) -> None:
 
 
 def _in_place(connection: sa.Connection, collection: str, epoch: int) -> bool:
-    """Whether an epoch is the collection's; it stays so until the transaction ends. 0: it is not there yet."""
+    """Whether an epoch is the collection's, until the transaction ends; 0 is that of one not there yet."""
     row = sa.select(collections.c.epoch).where(collections.c.id == collection).with_for_update()
     return bool((connection.execute(row).scalar_one_or_none() or 0) == epoch)
 
