@@ -1,4 +1,4 @@
-"""Sealing and opening, MB a second of processor time, beside bare Cobblestone and raw AES-256-GCM in one run."""
+"""Sealing and opening, MB a second of processor time, beside bare Cobblestone and AES-256-GCM in one run."""
 
 from __future__ import annotations
 
