@@ -54,8 +54,10 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         failure: Exception = httpcore.ConnectError("the host has no address")
         for packed in addresses[:_ATTEMPTS_MAX]:
             try:
-                return await self._backend.connect_tcp(
-                    _literal(packed), port, timeout=timeout, socket_options=socket_options
+                return _Closing(
+                    await self._backend.connect_tcp(
+                        _literal(packed), port, timeout=timeout, socket_options=socket_options
+                    )
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
@@ -87,6 +89,45 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         if not all(reach_of(packed) in reachable for packed in addresses):
             raise EgressRefused(f"{host} leads to an address that requests may not go to")
         return addresses
+
+
+class _Closing(httpcore.AsyncNetworkStream):
+    """A connection that is closed whatever ends its TLS handshake.
+
+    httpcore does so for errors, not for a cancellation: a job that is cancelled, or a call whose time is up,
+    would leave a socket behind that a peer who says nothing keeps open for ever.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """The connection under TLS."""
+        secured = None
+        try:
+            secured = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        finally:
+            if secured is None:
+                await self._stream.aclose()
+        return secured
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Some bytes."""
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """All of the bytes."""
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Closes it."""
+        await self._stream.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        """What the connection knows of itself."""
+        return self._stream.get_extra_info(info)
 
 
 def open_tls(ca_file: str | None = None) -> ssl.SSLContext:

@@ -217,3 +217,47 @@ async def test_nothing_secret_is_in_a_repr() -> None:
         assert "s&cret" not in text
         assert "acc" not in text.replace("access", "")
         assert "ref" not in text.replace("refresh", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error", "reason"),
+    [
+        ({"error": "authorization_pending"}, 400, GrantPending, "AUTHORIZATION_PENDING"),
+        ({"error": "slow_down", "interval": 10}, 400, GrantPending, "AUTHORIZATION_PENDING"),
+        # As GitHub says it.
+        ({"error": "authorization_pending"}, 200, GrantPending, "AUTHORIZATION_PENDING"),
+        ({"error": "access_denied"}, 400, ProviderRefused, "PROVIDER_REFUSED"),
+        ({"error": "expired_token"}, 400, ProviderRefused, "PROVIDER_REFUSED"),
+        ({"error": "invalid_grant"}, 400, CredentialRefused, "CREDENTIAL_REFUSED"),
+    ],
+)
+async def test_each_answer_to_a_device_that_asks_has_its_meaning(
+    body: dict[str, Any], status: int, error: type[SealcombError], reason: str
+) -> None:
+    """RFC 8628, 3.5: go on asking, more slowly, or never again."""
+    client, sender = oauth(answer(body, status))
+    with pytest.raises(error) as caught:
+        await client.poll_device(profile(), CLIENT, "device code")
+    assert caught.value.reason == reason
+    if error is GrantPending:
+        assert caught.value.retry_after_s == body.get("interval", 5)
+    assert sender.form()["grant_type"] == "urn:ietf:params:oauth:grant-type:device_code"
+
+
+@pytest.mark.parametrize(
+    ("interval", "poll_s"),
+    [(None, 5), (2, 2), (0, 5), (-1, 5), (10**6, 60), (10**9, 5), ("7", 7), ("x", 5), (True, 5)],
+)
+async def test_a_device_asks_as_often_as_it_is_told_within_bounds(interval: Any, poll_s: int) -> None:
+    """RFC 8628, 3.2: five seconds unless the provider says otherwise; never all the time."""
+    fields = {"device_code": "d", "user_code": "u", "verification_uri": "https://as.example/device"}
+    client, _sender = oauth(answer(fields if interval is None else {**fields, "interval": interval}))
+    begun = await client.begin_device(profile(device_url="https://as.example/device"), CLIENT)
+    assert begun.poll_s == poll_s
+
+
+def test_more_than_was_asked_for_is_shown_as_granted() -> None:
+    """E12: nobody is told that less was given than was."""
+    client, _sender = oauth()
+    fields = {"access_token": "a", "scope": "read more everything"}
+    assert client._tokens(profile(), fields).scopes == ("read", "more", "everything")

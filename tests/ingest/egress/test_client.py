@@ -447,3 +447,36 @@ async def test_libraries_with_their_own_client_are_bound_to_the_providers_hosts(
                 await client.post(f"https://other.test:{other.port}/token", data={"client_secret": "canary"})
     assert good.requests[0].content == b"client_secret=canary"
     assert other.requests == []
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+async def test_a_handshake_that_is_given_up_leaves_no_connection(tls: Tls, how: str) -> None:
+    """E18: a server that says nothing at all keeps nothing of ours; it sees the end when we have given up."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        while await reader.read(65536):
+            pass
+        ended.set()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    egress = open_egress(tls, f"good.test:{port}")
+    late = 1.0 if how == "late" else None
+    task = asyncio.create_task(egress.send("GET", f"https://good.test:{port}/", timeout_s=late))
+    try:
+        async with asyncio.timeout(30):
+            await begun.wait()
+            if how == "cancelled":
+                # Into the handshake.
+                await asyncio.sleep(0.2)
+                task.cancel()
+            (error,) = await asyncio.gather(task, return_exceptions=True)
+            assert isinstance(error, asyncio.CancelledError if how == "cancelled" else EgressUnavailable)
+            await ended.wait()
+    finally:
+        await egress.close()
+        server.close()
+        await server.wait_closed()
