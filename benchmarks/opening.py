@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -81,12 +82,15 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=384)
     arguments = parser.parse_args()
     print(f"{'collection':>18}{'open ms':>10}{'CPU ms':>9}{'of it unsealing':>17}{'bound ms':>10}")
+    missed = False
     for rows, bound in zip(arguments.rows.split(","), arguments.bounds.split(","), strict=True):
         with tempfile.TemporaryDirectory() as folder:
             opened, worked, unsealed = asyncio.run(measure(Path(folder), int(rows), arguments.dimension))
         verdict = "" if opened < float(bound) else "  missed"
+        missed |= bool(verdict)
         name = f"{rows} x {arguments.dimension}"
         print(f"{name:>18}{opened:10.0f}{worked:9.0f}{unsealed:17.0f}{bound:>10}{verdict}", flush=True)
+    sys.exit(missed)
 
 
 if __name__ == "__main__":
