@@ -15,11 +15,14 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from services.common.errors import Unavailable
 from services.vectorstore.node import Limits
 from services.vectorstore.searching import Wanted
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node
@@ -55,10 +58,11 @@ async def ask(folder: Path, queries: int, *, shared: bool = False, accounts: int
         chance = random.Random(name)
         # The twin: everybody's is the first account's.
         space = Space(node, names[0] if shared else name)
-        await space.upsert({f"{name}-{number}": _vector(number, 0.0).tolist() for number in range(_POINTS)})
+        vectors = {f"{name}-{number}": _vector(number, 0.0).tolist() for number in range(_POINTS)}
+        await _served(partial(_write, space, vectors))
         for turn in range(turns):
-            await _churn(space, name, turn, chance)
-            await _turn(space, name, chance, seen)
+            await _served(partial(_churn, space, name, turn, chance))
+            await _served(partial(_turn, space, name, chance, seen))
             if chance.random() < 0.2:
                 node.residency.drop_account(space.account)
 
@@ -67,12 +71,25 @@ async def ask(folder: Path, queries: int, *, shared: bool = False, accounts: int
     return seen
 
 
+async def _served(work: Callable[[], Awaitable[None]]) -> None:
+    """Does it again where the collection was closed meanwhile, as a caller is told to."""
+    while True:
+        try:
+            return await work()
+        except Unavailable as error:
+            await asyncio.sleep(error.retry_after_s or 0.1)
+
+
 async def _churn(space: Space, name: str, turn: int, chance: random.Random) -> None:
     numbers = chance.sample(range(_POINTS), 5)
     vectors = {f"{name}-{number}": _vector(number, chance.random()) for number in numbers}
     await space.upsert({id_: vector.tolist() for id_, vector in vectors.items()})
     if turn % 3 == 2:
         await space.delete(f"{name}-{numbers[0]}")
+
+
+async def _write(space: Space, vectors: dict[str, list[float]]) -> None:
+    await space.upsert(vectors)
 
 
 async def _turn(space: Space, name: str, chance: random.Random, seen: Seen) -> None:
