@@ -52,7 +52,7 @@ def _pod_spec(service: str, overlay: str) -> Json:
 
 def _environment(service: str, overlay: str) -> dict[str, str]:
     (container,) = _pod_spec(service, overlay)["containers"]
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -150,7 +150,9 @@ def test_secrets_come_as_files_and_each_service_has_its_own_alone(overlay: str, 
     assert all(v["secret"]["defaultMode"] == 0o440 for v in pod["volumes"] if "secret" in v)
     for container in pod["containers"]:
         assert "envFrom" not in container
-        assert all(set(entry) == {"name", "value"} for entry in container["env"])
+        others = [entry for entry in container["env"] if set(entry) != {"name", "value"}]
+        # A pod's own name is no secret.
+        assert all(entry["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}} for entry in others)
         assert "args" not in container
         assert "command" not in container
     assert not of_kind(rendered(overlay), "Secret"), "no secret is kept beside the manifests"
