@@ -12,6 +12,7 @@ import pytest
 
 from sealcomb.v1 import collection_service_pb2 as collections_pb
 from sealcomb.v1 import vector_service_pb2 as pb
+from sealcomb.v1.collection_service_pb2_grpc import CollectionServiceStub
 from sealcomb.v1.vector_service_pb2_grpc import VectorServiceStub
 from services.common.context import HEADER
 from services.common.rpc.channel import open_channel
@@ -95,6 +96,29 @@ async def test_batches_of_a_stream_go_to_the_holder_though_it_changes(replicas: 
     assert (answer.upserted, answer.failed) == (2, 1)
     assert [(failure.position, failure.field) for failure in answer.failures] == [(2, "vector")]
     assert await three.count("things") == 3
+
+
+async def test_an_export_is_streamed_from_the_holder(replicas: Replicas) -> None:
+    one, two = [await replicas.start() for _ in range(2)]
+    await one.make("things")
+    await one.upsert("things", "a", "b")
+    method = "CollectionService/ExportCollection"
+    request = collections_pb.ExportCollectionRequest(
+        collection="things", form=collections_pb.EXPORT_FORM_CLEAR
+    )
+    exported = []
+    for replica in (one, two):
+        metadata = ((HEADER, replica.context(method)),)
+        stream = CollectionServiceStub(replica.edge).ExportCollection(request, metadata=metadata, timeout=60)
+        exported.append([answer.frame async for answer in stream])
+    assert len(exported[0]) == len(exported[1]) > 0
+    assert sum(frame.ByteSize() for frame in exported[1]) > 16
+    missing = collections_pb.ExportCollectionRequest(collection="none", form=collections_pb.EXPORT_FORM_CLEAR)
+    metadata = ((HEADER, two.context(method)),)
+    stream = CollectionServiceStub(two.edge).ExportCollection(missing, metadata=metadata, timeout=60)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stream.read()
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_lost_holder_is_replaced_and_nothing_that_was_acknowledged_is_lost(

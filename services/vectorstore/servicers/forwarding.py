@@ -41,6 +41,7 @@ _PAUSE_S = 0.05
 _PAUSE_S_MAX = 0.5
 _CONNECT_S = 1.0
 _CHANNELS_MAX = 64
+_STREAM_S = 3600.0
 _UPSERT_STREAM = "/sealcomb.v1.VectorService/UpsertStream"
 _READS = ("Get", "List", "Count", "Query", "Search", "Resolve")
 _T = TypeVar("_T")
@@ -71,10 +72,14 @@ class Forwarder(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wraps calls of one request and one answer; UpsertStream passes its batches on itself."""
+        """Wraps calls of one request; UpsertStream passes its batches on itself."""
         path = handler_call_details.method
         handler = await continuation(handler_call_details)
-        if handler is None or not path.startswith("/sealcomb.") or handler.unary_unary is None:
+        if handler is None or not path.startswith("/sealcomb."):
+            return handler
+        if handler.unary_stream is not None:
+            return self._streaming(path, handler)
+        if handler.unary_unary is None:
             return handler
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -89,6 +94,40 @@ class Forwarder(grpc.aio.ServerInterceptor):
             )
 
         return grpc.unary_unary_rpc_method_handler(
+            call, handler.request_deserializer, handler.response_serializer
+        )
+
+    def _streaming(self, path: str, handler: Any) -> Any:
+        """The same for a stream of answers: until the first of them it may still be passed on."""
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async def here() -> tuple[Any, AsyncIterator[Any]]:
+                answers = handler.unary_stream(request, context)
+                return await anext(answers, None), answers
+
+            async def send(channel: grpc.aio.Channel, _timeout_s: float) -> tuple[Any, AsyncIterator[Any]]:
+                method: Any = channel.unary_stream(
+                    path, type(request).SerializeToString, _response_class(path).FromString
+                )
+                left_s = context.time_remaining() or _STREAM_S
+                answers = method(request, timeout=min(left_s, _STREAM_S), metadata=_metadata())
+                # Cut where the edge's call ends first, so that the holder stops as well.
+                context.add_done_callback(lambda *_context: answers.cancel())  # type: ignore[arg-type]
+                rest = aiter(answers)
+                return await anext(rest, None), rest
+
+            may_forward = not _was_forwarded(context)
+            first, rest = await self._run(path, here, send if may_forward else None)
+            if first is None:
+                return
+            yield first
+            try:
+                async for answer in rest:
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                raise error_from_call(error) from None
+
+        return grpc.unary_stream_rpc_method_handler(
             call, handler.request_deserializer, handler.response_serializer
         )
 
