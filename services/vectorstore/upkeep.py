@@ -172,7 +172,8 @@ class Keeper:
             self._erase = loop.call_later(self._upkeep.erase_after_s, self._erase_now)
 
     def _erase_now(self) -> None:
-        self._erase, self._erase_due = None, self._collection.tail.deletions
+        # A snapshot that is just ending may not have said yet what it only marked as gone.
+        self._erase, self._erase_due = None, self._collection.tail.deletions or self._job is not None
         self._consider()
 
     async def reseal(self, key: DataKey) -> None:
