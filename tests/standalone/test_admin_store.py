@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from services.common.database import migrate, open_engine
 from services.common.methods import KEYVAULT, SERVICES
 from services.keyvault.schema import ACCOUNTS, DESTROYED
-from services.standalone.admin import store
+from services.standalone.admin import contents, store
+from services.vectorstore.store import collections, replicas
 from tests.postgres import Postgres, running_postgres
 
 
@@ -101,3 +102,22 @@ def test_what_is_no_database_of_the_service_is_told(postgres: Postgres, tmp_path
         store.schema_of(postgres.make_database("nothing"), "gateway")
     with pytest.raises(store.DatabaseAway):
         store.schema_of("postgresql://sealcomb@127.0.0.1:1/none", "gateway")
+
+
+def test_replicas_are_listed_with_what_they_hold(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/vectorstore.db"
+    new_database(url, "vectorstore")
+    assert contents.replicas_of(url) == []
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        for name in ("a", "b"):
+            row = {"id": name, "address": f"{name}:7443", "until_us": 5, "leaving": name == "b"}
+            connection.execute(replicas.insert(), row)
+        for number in range(3):
+            tags = {"name_tag": bytes([number]), "descriptor": b"", "head": b"", "holder": "a"}
+            counts = dict.fromkeys(("epoch", "head_lsn", "points", "documents"), 0)
+            ids = {"id": str(number), "account": "one", "key_id": "k"}
+            connection.execute(collections.insert(), ids | tags | counts)
+    engine.dispose()
+    found = [(row["replica"], row["leaving"], row["collections"]) for row in contents.replicas_of(url)]
+    assert found == [("a", False, 3), ("b", True, 0)]

@@ -17,7 +17,7 @@ from services.ingest.schema import INGESTIONS, ITEMS
 from services.keyvault.schema import ACCOUNTS, AGED, DATA_KEYS
 from services.keyvault.store import Store
 from services.standalone.admin.store import reading
-from services.vectorstore.store import collections, log, snapshots
+from services.vectorstore.store import collections, log, replicas, snapshots
 
 Row = Mapping[str, Any]
 
@@ -98,6 +98,14 @@ def logs(url: str, account: str) -> list[Log]:
         )
         for one in found
     ]
+
+
+def replicas_of(url: str) -> list[Row]:
+    """The vectorstores that share the database, until when each is believed, and what it holds."""
+    c = replicas.c
+    held = sa.select(sa.func.count()).where(collections.c.holder == c.id).scalar_subquery()
+    query = sa.select(c.id.label("replica"), c.address, c.leaving, c.until_us, held.label("collections"))
+    return _rows(url, query.order_by(c.address, c.id))
 
 
 def originals(url: str, account: str) -> list[str]:

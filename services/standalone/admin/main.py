@@ -22,6 +22,7 @@ from services.common.errors import SealcombError
 from services.keyvault.backup import BackupRefused
 from services.keyvault.ledger import LedgerDamaged
 from services.standalone.admin import accounts as account_rows
+from services.standalone.admin import contents
 from services.standalone.admin import status as states
 from services.standalone.admin.backup import back_up, read_backup
 from services.standalone.admin.managed import (
@@ -127,6 +128,23 @@ def status(admin: Admin) -> None:
 def accounts(admin: Admin) -> None:
     """List the accounts, their keys and what they hold; `sealcomb accounts list` has their names."""
     admin.output.rows(account_rows.accounts(admin.managed), account_rows.COLUMNS)
+
+
+@_command
+def leases(admin: Admin) -> None:
+    """List the vectorstores that share a database, and how many collections each holds."""
+    now_us = SystemClock().now_s() * 1e6
+    found = contents.replicas_of(admin.managed.vectorstore.database_url)
+    rows = [
+        {
+            "replica": row["replica"],
+            "address": row["address"],
+            "state": "lost" if row["until_us"] < now_us else "leaving" if row["leaving"] else "holding",
+            "collections": row["collections"],
+        }
+        for row in found
+    ]
+    admin.output.rows(rows, ("replica", "address", "state", "collections"))
 
 
 @_command
