@@ -26,7 +26,7 @@ from services.standalone.pki import Authority, make_authority, service_names, wr
 from tests.faults.calls import Outcome, calling
 from tests.faults.fleet import Fleet, fleet
 
-COUNTS = {KEYVAULT: 2, VECTORSTORE: 1, INGEST: 2, GATEWAY: 2}
+COUNTS = {KEYVAULT: 2, VECTORSTORE: 2, INGEST: 2, GATEWAY: 2}
 # A service takes new files as a client within 5 s.
 _TAKEN_S = 8.0
 _KILLS_MAX = 5
