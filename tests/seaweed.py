@@ -98,6 +98,8 @@ class SeaweedFs:
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.port={s3}"]
         # Every bucket takes some of them.
         command += [f"-s3.config={self._folder / 's3.json'}", "-volume.max=1000"]
+        # These listen at ports of their own choice, where another test's server may be.
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
         names = ("s3", "master", "volume", "filer")
         command += [f"-{name}.port.grpc={port}" for name, port in zip(names, grpc, strict=True)]

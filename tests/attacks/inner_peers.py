@@ -154,7 +154,10 @@ class Peer:
 
 def peers_of(method: Method) -> frozenset[str]:
     rule = INNER_RULES.get(method.path)
-    return frozenset({"gateway"}) if rule is None else rule.peers
+    peers = frozenset({"gateway"}) if rule is None else rule.peers
+    # Vectorstores pass on to one another what they were called with.
+    passed_on = method.owner == "vectorstore" and (rule is None or rule.needs_context)
+    return peers | {"vectorstore"} if passed_on else peers
 
 
 def origin_of(method: Method) -> str:

@@ -41,8 +41,9 @@ def with_token(installation: Installation, account: Account) -> Client:
 
 
 def test_status_accounts_and_checks_of_a_running_installation(
-    installation: Installation, account: Account, tmp_path: Path
+    installation: Installation, tmp_path: Path
 ) -> None:
+    account = installation.new_account()
     account.client.collections.create("vectors", dimension=2)
     account.client.points.upsert("vectors", [point("a", [1, 0]), point("b", [0, 1])])
     folder = installation.folder

@@ -99,6 +99,9 @@ def _command(function: Callable[Concatenate[Admin, ...], Any]) -> Any:
             raise CommandFailed(str(error), _LATER) from error
         except SealcombError as error:
             raise CommandFailed(f"{error.message} ({error.reason})", _LATER) from error
+        except BrokenPipeError:
+            # Who reads the output has enough of it: click ends quietly.
+            raise
         except OSError as error:
             raise CommandFailed(f"{error.filename}: {error.strerror}") from error
 

@@ -42,6 +42,8 @@ def seaweed(folder: Path, tls: Tls) -> Iterator[int]:
     command += [f"-filer.port.grpc={filer_g}", f"-s3.port.grpc={s3_g}", "-volume.max=5"]
     command += [f"-s3.cert.file={tls.certificate_file}", f"-s3.key.file={tls.key_file}"]
     command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+    # These listen at ports of their own choice, where another test's server may be.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     with _running(command, folder / "weed.log", s3):
         yield s3
 
