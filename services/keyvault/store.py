@@ -184,7 +184,7 @@ class Store:
             self._unledgered.clear()
         return True
 
-    def _commit(self, batch: list[_Job]) -> list[_Outcome]:
+    def _commit(self, batch: list[_Job], *, again: bool = False) -> list[_Outcome]:
         try:
             with self._engine.begin() as connection:
                 outcomes = [_run(connection, job) for job in batch]
@@ -194,6 +194,9 @@ class Store:
             if len(batch) > 1:
                 # One of them spoils the transaction, and it is not known which.
                 return [outcome for job in batch for outcome in self._commit([job])]
+            if isinstance(error, sa.exc.IntegrityError) and not again:
+                # Another keyvault over this database wrote the same row first; now the step can see it.
+                return self._commit(batch, again=True)
             if isinstance(error, sa.exc.SQLAlchemyError):
                 _log.error("write failed", exception_type=type(error).__name__)
                 return [_Outcome(batch[0], error=_storage_error(error))]

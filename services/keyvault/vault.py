@@ -65,8 +65,8 @@ class Vault:
             name = _FINGERPRINT if provider == _FILE else f"{_FINGERPRINT} {provider}"
             bound = await self._store.read(partial(_bound, name))
             if bound is None:
-                await self._store.write(partial(_bind, name, fingerprint))
-            elif not hmac.compare_digest(bound, fingerprint):
+                bound = await self._store.write(partial(_bind, name, fingerprint))
+            if not hmac.compare_digest(bound, fingerprint):
                 raise WrongInstallation(_WRONG.get(provider, _WRONG_KMS.format(provider)))
 
     async def provision(self, asker: Asker) -> None:
@@ -227,8 +227,12 @@ def _bound(name: str, tx: Transaction) -> bytes | None:
     return tx.installation_value(name)
 
 
-def _bind(name: str, fingerprint: bytes, tx: Transaction) -> None:
-    tx.set_installation_value(name, fingerprint)
+def _bind(name: str, fingerprint: bytes, tx: Transaction) -> bytes:
+    """What is bound now: another keyvault may have been faster."""
+    bound = tx.installation_value(name)
+    if bound is None:
+        tx.set_installation_value(name, fingerprint)
+    return bound or fingerprint
 
 
 def _or_raise(answer: AccountRecord | SealcombError) -> AccountRecord:

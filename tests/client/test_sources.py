@@ -172,6 +172,7 @@ def test_connecting_takes_the_redirect_and_nothing_else(
 ) -> None:
     """E5: what comes with another state, or to another path, is not the answer that is waited for."""
     statuses: list[int] = []
+    visits: list[threading.Thread] = []
 
     def browser(_url: str) -> bool:
         uri = fake.asked[0].redirect_uri
@@ -181,12 +182,14 @@ def test_connecting_takes_the_redirect_and_nothing_else(
             statuses.append(visit(f"{uri}/other?{urlencode({'code': 'evil', 'state': STATE})}"))
             statuses.append(visit(f"{uri}?{urlencode({'code': 'good', 'state': STATE, 'iss': 'https://p'})}"))
 
-        threading.Thread(target=go, daemon=True).start()
+        visits.append(threading.Thread(target=go, daemon=True))
+        visits[0].start()
         return True
 
     monkeypatch.setattr(webbrowser, "open", browser)
     done = run(fake, "sources", "connect", "acme", "--settings", '{"folder": "x"}', "--json")
     assert done.exit_code == 0, done.output
+    visits[0].join(10)
     assert statuses == [404, 404, 200]
     begun, completed = fake.asked
     assert begun.redirect_uri.startswith("http://127.0.0.1:")

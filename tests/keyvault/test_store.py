@@ -69,6 +69,24 @@ async def test_a_step_that_fails_leaves_its_neighbours_alone(memory_rig: Rig) ->
     assert names == ["four", "one"]
 
 
+async def test_a_row_that_another_keyvault_wrote_first_is_seen_at_the_second_try(memory_rig: Rig) -> None:
+    tries: list[int] = []
+
+    def step(tx: Transaction, lost: int) -> None:
+        tries.append(lost)
+        tx.set_installation_value("raced", b"x")
+        if len(tries) <= lost:
+            raise sa.exc.IntegrityError("INSERT", {}, ValueError("it is there already"))
+
+    await memory_rig.store.write(partial(step, lost=1))
+    assert tries == [1, 1]
+    assert await memory_rig.store.read(lambda tx: tx.installation_value("raced")) == b"x"
+    tries.clear()
+    with pytest.raises(Unavailable):
+        await memory_rig.store.write(partial(step, lost=9))
+    assert tries == [9, 9]
+
+
 async def test_a_caller_who_left_before_its_turn_wrote_nothing(memory_rig: Rig) -> None:
     store, gate = memory_rig.store, threading.Event()
     first = asyncio.create_task(store.write(lambda _tx: _hold(gate)))
