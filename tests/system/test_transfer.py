@@ -39,6 +39,8 @@ def test_an_export_is_imported_by_its_account_alone_and_whole(
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["points"] == 700
     assert run(mine, "collections", "export", "things", clear, "--clear").exit_code == 0
+    # What is in clear is for who asked for it alone.
+    assert clear.stat().st_mode & 0o777 == 0o600
     assert b"canary text 5" not in sealed.read_bytes()
     assert b"canary text 5" in clear.read_bytes()
     mine.client.collections.delete("things")

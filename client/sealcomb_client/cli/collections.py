@@ -10,6 +10,7 @@ import click
 
 from sealcomb.v1.collection_service_pb2 import ExportFrame
 from sealcomb_client.cli.options import RECEIPT, keep_receipt
+from sealcomb_client.cli.output import whole_file
 from sealcomb_client.cli.session import Session, command
 from sealcomb_client.collections import read_frames, write_frames
 
@@ -107,16 +108,11 @@ def delete(session: Session, name: str, yes: bool, receipt: Path | None) -> None
 def export(session: Session, name: str, file: Path, clear: bool) -> None:
     """Write all points of a collection to FILE, sealed for your account."""
     points = 0
-    partial = file.with_name(file.name + ".part")
-    try:
-        with partial.open("wb") as out:
-            for frame in write_frames(session.client.collections.export(name, clear=clear), out):
-                points = max(points, frame.header.points, frame.seal.points)
-                if sys.stderr.isatty():
-                    click.echo(f"\r{out.tell():,} bytes", nl=False, err=True)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(file, private=clear) as out:
+        for frame in write_frames(session.client.collections.export(name, clear=clear), out):
+            points = max(points, frame.header.points, frame.seal.points)
+            if sys.stderr.isatty():
+                click.echo(f"\r{out.tell():,} bytes", nl=False, err=True)
     session.output.value({"written": str(file), "points": points, "bytes": file.stat().st_size})
 
 

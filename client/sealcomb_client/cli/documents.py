@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sealcomb.v1 import document_service_pb2, search_service_pb2
 from sealcomb_client.cli.options import FILTER, METADATA
-from sealcomb_client.cli.output import CommandFailed, printable
+from sealcomb_client.cli.output import CommandFailed, printable, whole_file
 from sealcomb_client.cli.session import Session, command
 from sealcomb_client.errors import ApiError
 
@@ -206,14 +206,8 @@ def download(session: Session, collection: str, document_id: str, output: Path |
     path = output or Path(_safe_name(session.client.documents.get(collection, document_id).name, document_id))
     if output is None and path.exists():
         raise CommandFailed(f"{path} exists; choose a name with -o")
-    # Only a whole document may bear the final name.
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            session.client.documents.download(collection, document_id, file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        session.client.documents.download(collection, document_id, file)
     session.output.value({"written": str(path), "size_bytes": path.stat().st_size})
 
 

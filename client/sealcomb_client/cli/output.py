@@ -7,9 +7,12 @@ script reads one line at a time. Tokens are printed only where they were just ma
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 from google.protobuf import json_format
@@ -149,3 +152,20 @@ def _cell(value: Any) -> str:
     if match := _ENUM.fullmatch(text):
         return match[1].lower()
     return printable(text)
+
+
+@contextmanager
+def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file that bears its name once all of it is there; private: for its owner alone."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb", opener=_private if private else None) as file:  # Path.open has no opener
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
