@@ -44,10 +44,6 @@ class Contender(abc.ABC):
     def ask(self, query: Vectors, *, filtered: bool) -> list[int]:
         """The nearest ten rows."""
 
-    def ask_many(self, queries: Vectors) -> list[list[int]]:
-        """Several queries in one call, if it has such a call."""
-        raise NotImplementedError
-
     def written(self) -> float:
         """When, by the monotonic clock, the last write was acknowledged; 0: when `fill` returned."""
         return 0.0
@@ -63,6 +59,14 @@ class Contender(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Ends what was started."""
+
+
+class Batcher(Contender):
+    """A contender that takes several queries in one call."""
+
+    @abc.abstractmethod
+    def ask_many(self, queries: Vectors) -> list[list[int]]:
+        """The nearest ten rows of each."""
 
 
 def serve(make: Callable[[Path, str], Contender]) -> None:
@@ -114,6 +118,7 @@ def _query(contender: Contender, queries: Vectors, command: dict[str, Any]) -> d
     if batch > 1:
         found: list[list[int]] = []
         for begin in range(0, len(queries), batch):
+            assert isinstance(contender, Batcher)
             found += contender.ask_many(queries[begin : begin + batch])
     elif threads > 1:
         with ThreadPoolExecutor(threads) as pool:

@@ -19,7 +19,7 @@ from benchmarks.vectors.driver import (
     EF_CONSTRUCTION,
     TENTHS,
     TOP_K,
-    Contender,
+    Batcher,
     M,
     Vectors,
     batches,
@@ -33,7 +33,7 @@ _INDEXED_WITHIN_S = 300.0
 _FLAT_AT_REST = 2_000
 
 
-class Sealcomb(Contender):
+class Sealcomb(Batcher):
     """The whole installation: TLS, token and limits on, every batch sealed and durable."""
 
     def __init__(self, folder: Path, endpoint: str) -> None:
@@ -95,7 +95,7 @@ class Sealcomb(Contender):
         return sum(segment.points for segment in segments if segment.kind == flat) <= _FLAT_AT_REST
 
 
-class Hnswlib(Contender):
+class Hnswlib(Batcher):
     """hnswlib in process, one thread; nothing is durable."""
 
     def __init__(self, folder: Path, endpoint: str) -> None:

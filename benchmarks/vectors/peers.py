@@ -21,6 +21,7 @@ from benchmarks.vectors.driver import (
     EF_CONSTRUCTION,
     TENTHS,
     TOP_K,
+    Batcher,
     Contender,
     M,
     Vectors,
@@ -29,7 +30,7 @@ from benchmarks.vectors.driver import (
 )
 
 
-class Chroma(Contender):
+class Chroma(Batcher):
     """Chroma's server over HTTP, without TLS and without a token."""
 
     def __init__(self, folder: Path, endpoint: str) -> None:
@@ -190,7 +191,7 @@ class Qdrant(Contender):
         return [os.getpid()]
 
 
-class Faiss(Contender):
+class Faiss(Batcher):
     """faiss's HNSW in process; nothing is durable."""
 
     def __init__(self, folder: Path, endpoint: str) -> None:
