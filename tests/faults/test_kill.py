@@ -10,7 +10,6 @@ import io
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 
@@ -18,13 +17,11 @@ import pytest
 
 from tests.faults.load import (
     BATCH,
-    DIMENSION,
     VICTIMS,
     Written,
     points_of,
     victim_pid,
-    write_documents,
-    write_points,
+    writing,
 )
 from tests.system.installation import Account, Installation, running
 
@@ -55,21 +52,8 @@ def kill_often(installation: Installation) -> dict[str, int]:
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Account, Written, dict[str, int]]]:
     with running(tmp_path_factory.mktemp("kill")) as installation:
         account = installation.new_account()
-        account.client.collections.create("texts", embedder="default")
-        account.client.collections.create("vectors", dimension=DIMENSION)
-        written, stop = Written(), threading.Event()
-        writers = [
-            threading.Thread(target=target, args=(account, stop, written))
-            for target in (write_documents, write_documents, write_points)
-        ]
-        for writer in writers:
-            writer.start()
-        try:
+        with writing(account) as written:
             killed = kill_often(installation)
-        finally:
-            stop.set()
-            for writer in writers:
-                writer.join(timeout=60)
         installation.wait_serving()
         yield account, written, killed
 
