@@ -21,7 +21,7 @@ class VectorstoreSettings(ServiceSettings):
     keyvault_address: str = Field(pattern=r"^[^\s]+:\d{1,5}$")
     # host:port of the gateway's inner server; none: what accounts use is not counted.
     gateway_address: str | None = Field(default=None, pattern=r"^[^\s]+:\d{1,5}$")
-    # Where other replicas reach this one, host:port; needed where the database is a server.
+    # Where other replicas reach this one, host:port; none: no other vectorstore may call this one.
     replica_address: str | None = Field(default=None, pattern=r"^[^\s]+:\d{1,5}$", max_length=256)
     # A replica that the database has heard nothing of for so long is replaced.
     lease_s: float = Field(default=4.0, ge=0.5, le=60)

@@ -66,9 +66,10 @@ async def serve(settings: VectorstoreSettings) -> None:
     usage = UsageReporter(EdgeClient(edge) if edge else None)
     reporting = asyncio.create_task(usage.run())
 
-    guard = GuardInterceptor(methods.VECTORSTORE, rules_for(methods.VECTORSTORE), verifier)
-    guard.count_by(CallCounts(usage).by_method())
     forwarder = forwarder_of(node, settings, clock)
+    replicas = forwarder is not None and settings.replica_address is not None
+    guard = GuardInterceptor(methods.VECTORSTORE, rules_for(methods.VECTORSTORE, replicas=replicas), verifier)
+    guard.count_by(CallCounts(usage).by_method())
     server = InnerServer(
         settings.listen, settings.tls, guard, behind_guard=[forwarder] if forwarder is not None else []
     )

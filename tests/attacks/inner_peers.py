@@ -153,11 +153,9 @@ class Peer:
 
 
 def peers_of(method: Method) -> frozenset[str]:
+    """Who may call it in an installation of one process a service."""
     rule = INNER_RULES.get(method.path)
-    peers = frozenset({"gateway"}) if rule is None else rule.peers
-    # Vectorstores pass on to one another what they were called with.
-    passed_on = method.owner == "vectorstore" and (rule is None or rule.needs_context)
-    return peers | {"vectorstore"} if passed_on else peers
+    return frozenset({"gateway"}) if rule is None else rule.peers
 
 
 def origin_of(method: Method) -> str:

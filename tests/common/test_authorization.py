@@ -38,12 +38,22 @@ def test_the_edge_alone_may_call_public_methods_and_only_at_their_owner() -> Non
         rules = rules_for(service)
         for path, method in methods.PUBLIC_METHODS.items():
             if method.owner == service:
-                # Vectorstores pass calls on to one another, under the caller's context all the same.
-                assert rules[path].peers == {methods.GATEWAY} | ({service} & {methods.VECTORSTORE})
-                assert rules[path].needs_context
+                assert rules[path].peers == {methods.GATEWAY}
                 assert rules[path].needs_context
             else:
                 assert path not in rules
+
+
+def test_replicas_may_call_what_takes_a_context_and_nothing_else_more() -> None:
+    """C1: a service's own certificate calls the service only where it was told of replicas."""
+    alone, several = rules_for("vectorstore"), rules_for("vectorstore", replicas=True)
+    assert alone.keys() == several.keys()
+    changed = {path for path in alone if alone[path] != several[path]}
+    for path in changed:
+        assert several[path] == replace(alone[path], peers=alone[path].peers | {"vectorstore"})
+    passages = {path for path in INNER_RULES if "PassageService" in path}
+    public = {path for path, method in methods.PUBLIC_METHODS.items() if method.owner == "vectorstore"}
+    assert changed == passages | public
 
 
 def test_only_the_event_watch_and_health_go_without_a_context() -> None:

@@ -88,7 +88,9 @@ class Spread:
 
     def start_vectorstore(self, number: int) -> None:
         """Starts one of the replicas."""
-        self._start(f"vectorstore{number}", "vectorstore", {"SEALCOMB_LISTEN": self._stores[number]})
+        own = self._stores[number]
+        more = {"SEALCOMB_LISTEN": own, "SEALCOMB_REPLICA_ADDRESS": own}
+        self._start(f"vectorstore{number}", "vectorstore", more)
 
     def client(self, connection: Connection) -> Client:
         """A client, closed at the end."""

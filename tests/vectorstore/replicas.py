@@ -103,6 +103,8 @@ class Replicas:
     signing: Ed25519PrivateKey
     limits: Limits
     started: list[Replica]
+    # Whether they may call one another.
+    allowed: bool = True
 
     async def start(self, **changes: Any) -> Replica:
         """One more replica."""
@@ -113,7 +115,7 @@ class Replicas:
         node = await asyncio.to_thread(Node, self.url, objects, self.keyvault, clock, limits)
         assert isinstance(node.leases, SharedLeases)
         verifier = ContextVerifier("vectorstore", {"gateway": self.signing.public_key()}, clock)
-        guard = GuardInterceptor("vectorstore", rules_for("vectorstore"), verifier)
+        guard = GuardInterceptor("vectorstore", rules_for("vectorstore", replicas=self.allowed), verifier)
         counted: list[str] = []
         guard.count_by(
             {"/sealcomb.v1.VectorService/Upsert": lambda account, _request, _answer: counted.append(account)}

@@ -59,6 +59,47 @@ async def test_another_account_finds_nothing_by_any_replica(replicas: Replicas) 
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_vectorstore_that_was_not_told_of_replicas_takes_no_call_of_one(replicas: Replicas) -> None:
+    """C1: the certificate alone opens nothing. The twin is above: replicas pass calls on to one another."""
+    replicas.allowed = False
+    one, two = [await replicas.start() for _ in range(2)]
+    await one.make("things")
+    await one.upsert("things", "a")
+    tls = replicas.ca.service_files(replicas.folder, "vectorstore")
+    metadata = ((HEADER, two.context("VectorService/CountPoints")),)
+    request = pb.CountPointsRequest(collection="things")
+    async with open_channel(f"127.0.0.1:{one.server.port}", "vectorstore", tls) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await VectorServiceStub(channel).CountPoints(request, metadata=metadata, timeout=60)
+    assert error_from_call(refused.value).reason == "PEER_REFUSED"
+    # Nothing was done, and whoever calls may try elsewhere.
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await two.upsert("things", "b")
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert error_from_call(refused.value).reason == "HELD_ELSEWHERE"
+    assert await one.count("things") == 1
+
+
+async def test_a_replica_is_let_through_only_under_a_callers_context(replicas: Replicas) -> None:
+    """C4, C5: where replicas may call, the certificate without a context of the method opens nothing."""
+    one = await replicas.start()
+    await one.make("things")
+    tls = replicas.ca.service_files(replicas.folder, "vectorstore")
+    request = pb.CountPointsRequest(collection="things")
+    async with open_channel(f"127.0.0.1:{one.server.port}", "vectorstore", tls) as channel:
+        stub = VectorServiceStub(channel)
+        for context in (
+            "",
+            one.context("VectorService/Upsert"),
+            one.context("VectorService/CountPoints")[:-4],
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.CountPoints(request, metadata=((HEADER, context),), timeout=60)
+            assert error_from_call(refused.value).reason == "CONTEXT_REFUSED"
+        metadata = ((HEADER, one.context("VectorService/CountPoints")),)
+        assert (await stub.CountPoints(request, metadata=metadata, timeout=60)).count == 0
+
+
 async def test_a_call_that_was_passed_on_is_not_passed_on_again(replicas: Replicas) -> None:
     """The guard against loops, and its twin: the edge cannot say that a call was passed on."""
     one, two = [await replicas.start() for _ in range(2)]

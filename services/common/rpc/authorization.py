@@ -94,13 +94,16 @@ INNER_RULES: dict[str, Rule] = dict(
 )
 
 
-def rules_for(service: str) -> Mapping[str, Rule]:
-    """The rules of one service's server: its public methods, the inner ones, and health."""
+def rules_for(service: str, *, replicas: bool = False) -> Mapping[str, Rule]:
+    """The rules of one service's server: its public methods, the inner ones, and health.
+
+    With `replicas` processes of the service itself may pass calls on to it.
+    """
     edge = frozenset({methods.GATEWAY})
     rules = {path: Rule(edge) for path, method in methods.EDGE_METHODS.items() if method.owner == service}
     rules |= INNER_RULES
-    if service == methods.VECTORSTORE:
-        # Its replicas pass calls on to one another, each under the context that it came with.
+    if replicas:
+        # Each under the context that it came with.
         for path, rule in rules.items():
             if rule.needs_context and _owner(path) == service:
                 rules[path] = replace(rule, peers=rule.peers | {service})

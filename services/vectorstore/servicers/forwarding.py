@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+import structlog
 from google.protobuf import descriptor_pool, message_factory
 from prometheus_client import Counter
 
@@ -33,9 +34,11 @@ from services.vectorstore.holders.store import LeasesLost
 from services.vectorstore.leases import HeldElsewhere, SharedLeases
 from services.vectorstore.log import LostPlace
 
+_log = structlog.get_logger("forwarding")
 _forwards = Counter("sealcomb_forwards_total", "Calls passed on to the replica that holds them", ["outcome"])
 _FORWARDED = "x-sealcomb-forwarded"
 _NOT_HOLDER = "NOT_HOLDER"
+_PEER_REFUSED = "PEER_REFUSED"
 _PATIENCE_S = 15.0
 _PAUSE_S = 0.05
 _PAUSE_S_MAX = 0.5
@@ -207,6 +210,10 @@ class Forwarder(grpc.aio.ServerInterceptor):
             answer = await self._answer(sent, held)
         except grpc.aio.AioRpcError as error:
             failure = error_from_call(error)
+            if failure.reason == _PEER_REFUSED:
+                _log.error("the holder takes no calls of replicas; give each its SEALCOMB_REPLICA_ADDRESS")
+                _forwards.labels("refused").inc()
+                raise held from None
             if failure.reason == _NOT_HOLDER:
                 _forwards.labels("moved").inc()
                 raise _NotSent from None
