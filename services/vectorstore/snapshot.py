@@ -208,7 +208,7 @@ def discard_old(
     for snapshot in snapshots:
         if snapshot.lsn != current:
             objects.delete(snapshot.object_key)
-            store.forget_snapshot(collection, snapshot.lsn)
+            store.forget_snapshot(collection, snapshot)
     for part in parts:
         if part.name not in named:
             objects.delete(part.object_key)

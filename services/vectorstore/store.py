@@ -356,9 +356,13 @@ class Store:
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(parts.delete().where(mine))
 
-    def forget_snapshot(self, collection: str, lsn: int) -> None:
-        """Removes the note of an object that is gone."""
-        mine = sa.and_(snapshots.c.collection == collection, snapshots.c.lsn == lsn)
+    def forget_snapshot(self, collection: str, gone: SnapshotRow) -> None:
+        """Removes the note of an object that is gone; another one's of the same lsn stays."""
+        mine = sa.and_(
+            snapshots.c.collection == collection,
+            snapshots.c.lsn == gone.lsn,
+            snapshots.c.object_key == gone.object_key,
+        )
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(snapshots.delete().where(mine))
 

@@ -153,8 +153,21 @@ def test_a_snapshot_is_noted_trims_the_log_and_is_forgotten(store: Store) -> Non
     assert [row.lsn for row in store.noted(made.id, 1)[0]] == [1, 2]
     assert store.noted(made.id, 2) == ([], [])
     assert store.log_size(made.id)[0] == 1
-    store.forget_snapshot(made.id, 1)
+    store.forget_snapshot(made.id, SnapshotRow(1, "a/1", made.key_id))
     assert [row.lsn for row in store.snapshots(made.id)] == [2]
+
+
+def test_f15_who_is_late_to_forget_an_old_snapshot_does_not_forget_the_new_one(store: Store) -> None:
+    """F15: a paused holder deleted an object that a crash had left; its successor used the same lsn since."""
+    made = new("one")
+    store.add(made, 10)
+    left, named = SnapshotRow(0, "a/left", made.key_id), SnapshotRow(0, "a/named", made.key_id)
+    assert store.plan_snapshot(made.id, 1, left)
+    assert store.plan_snapshot(made.id, 1, named)
+    store.forget_snapshot(made.id, left)
+    assert store.snapshots(made.id) == [named]
+    store.forget_snapshot(made.id, named)
+    assert store.snapshots(made.id) == []
 
 
 def test_a_deletion_takes_everything_and_names_the_objects(store: Store) -> None:
