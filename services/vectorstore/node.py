@@ -149,8 +149,7 @@ class Node:
         usage = self._usages.of(account)
         if usage is not None:
             usage.forget(collection)
-        for object_key in await self._in_thread(lambda: self.store.delete(account, collection)):
-            await self._in_thread(lambda key=object_key: self._objects.delete(key))  # type: ignore[misc]
+        await self._in_thread(lambda: self._remove(account, collection))
 
     async def purge_account(self, account: str) -> None:
         """Removes what is left of an account whose keys are destroyed."""
@@ -177,6 +176,18 @@ class Node:
         self._builders.shutdown()
         self._searchers.shutdown()
         self._engine.dispose()
+
+    def _remove(self, account: str, collection: str) -> None:
+        if self.store.by_id(account, collection) is None:
+            return
+        # Objects first: one that cannot be removed now is still noted at the next attempt.
+        removed = {snapshot.object_key for snapshot in self.store.snapshots(collection)}
+        removed |= {part.object_key for part in self.store.parts(collection)}
+        for object_key in removed:
+            self._objects.delete(object_key)
+        for object_key in self.store.delete(account, collection):
+            if object_key not in removed:
+                self._objects.delete(object_key)
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.workers, function)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.errors import FailedPrecondition, KeyDisabled, NotFound, ResourceExhausted
+from services.common.errors import FailedPrecondition, KeyDisabled, NotFound, ResourceExhausted, Unavailable
 from services.common.rpc.keyvault import KeyEvent
 from services.vectorstore.main import on_key_event
 from services.vectorstore.node import Limits, Node
@@ -169,6 +169,36 @@ async def test_a_destroyed_collection_and_a_destroyed_account_leave_nothing(
     with pytest.raises(NotFound):
         await space.use("gone")
     await on_key_event(node)(KeyEvent.ACCOUNT_DESTROYED, ACCOUNT, "")
+    assert node.store.owned(ACCOUNT) == []
+
+
+async def test_f8_objects_that_could_not_be_removed_are_removed_with_the_next_attempt(
+    node: Node, keyvault: FakeKeyvault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F8: an object store that fails in the middle of a deletion leaves no object that nobody knows."""
+    space = Space(node)
+    gone = await space.make()
+    await space.upsert({"a": [1, 0, 0, 0]})
+    use = await space.use()
+    keeper = use.collection.on_applied.__self__  # type: ignore[attr-defined]
+    keeper.start(use.key)
+    await keeper.snapshot()
+    keyvault.destroyed.add((ACCOUNT, gone.id))
+    delete, left = node._objects.delete, [1]
+
+    def failing(key: str) -> None:
+        if not left[0]:
+            raise Unavailable("the storage failed", reason="STORAGE_FAILED")
+        left[0] -= 1
+        delete(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node._objects, "delete", failing)
+        with pytest.raises(Unavailable):
+            await on_key_event(node)(KeyEvent.RESOURCE_DESTROYED, ACCOUNT, gone.id)
+    assert node._objects.list("")
+    await on_key_event(node)(KeyEvent.RESOURCE_DESTROYED, ACCOUNT, gone.id)
+    assert node._objects.list("") == []
     assert node.store.owned(ACCOUNT) == []
 
 
