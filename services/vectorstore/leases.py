@@ -202,18 +202,24 @@ class SharedLeases:
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._lease_s / _RENEWALS):
-            started_s = self._clock.monotonic_s()
             try:
-                if self._store.renew(self._id, int(self._lease_s * 1e6)):
-                    self._believed_until_s = started_s + self._lease_s * _OWN_SHARE
-                    continue
-                self._believed_until_s = 0.0
-                self._lost()
-                self._register()
+                self._renew_once()
+                continue
             except SealcombError as error:
                 _log.warning("leases cannot be renewed", reason=error.reason)
-                if self._clock.monotonic_s() >= self._believed_until_s:
-                    self._lost()
+            except Exception:  # noqa: BLE001  (a replica whose thread had ended would refuse everything for ever)
+                _log.exception("leases cannot be renewed")
+            if self._clock.monotonic_s() >= self._believed_until_s:
+                self._lost()
+
+    def _renew_once(self) -> None:
+        started_s = self._clock.monotonic_s()
+        if self._store.renew(self._id, int(self._lease_s * 1e6)):
+            self._believed_until_s = started_s + self._lease_s * _OWN_SHARE
+            return
+        self._believed_until_s = 0.0
+        self._lost()
+        self._register()
 
     def _lost(self) -> None:
         if self._loop is not None and not self._loop.is_closed():

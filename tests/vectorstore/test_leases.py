@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from services.common import ids
+from services.common.clock import SystemClock
 from services.common.database import migrate, open_engine
 from services.common.errors import NotFound, Unavailable
 from services.vectorstore import editing
@@ -171,6 +172,36 @@ async def test_a_replica_that_was_judged_dead_joins_anew_and_drops_what_it_held(
             await asyncio.sleep(0.02)
         assert leases.epoch_of(holders.collection) is None
         assert leases.held() == []
+    finally:
+        await leases.close()
+
+
+async def test_renewing_goes_on_after_an_error_that_nobody_expected(
+    holders: Holders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = SharedLeases(holders.store, ThreadPoolExecutor(1), SystemClock(), 0.5)
+    true, failures = holders.store.renew, [2]
+
+    def renew(replica: str, life_us: int) -> bool:
+        if failures[0]:
+            failures[0] -= 1
+            raise RuntimeError("never seen before")
+        return true(replica, life_us)
+
+    monkeypatch.setattr(holders.store, "renew", renew)
+    await leases.start("127.0.0.1:1")
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.7)
+            # Long after the time that it had from its start.
+            try:
+                await leases.claim(ACCOUNT, holders.collection)
+                break
+            except Unavailable:
+                assert leases.epoch_of(holders.collection) is None
+        assert failures == [0]
     finally:
         await leases.close()
 
