@@ -38,6 +38,12 @@ VECTORSTORE = "vectorstore"
 INGEST = "ingest"
 SERVICES = (GATEWAY, KEYVAULT, VECTORSTORE, INGEST)
 
+# Those by which a service seals what it has anew: what its permits for that say as their method.
+RESEALS = {
+    VECTORSTORE: "/sealcomb.v1.CollectionService/ResealCollection",
+    INGEST: "/sealcomb.v1.DocumentService/ResealDocuments",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PublicMethod:

@@ -73,10 +73,8 @@ class Resealer:
 
 
 RESEALERS = {
-    methods.VECTORSTORE: Resealer(
-        "/sealcomb.v1.CollectionService/ResealCollection", frozenset({"collection"})
-    ),
-    methods.INGEST: Resealer("/sealcomb.v1.DocumentService/ResealDocuments", frozenset({"documents"})),
+    methods.VECTORSTORE: Resealer(methods.RESEALS[methods.VECTORSTORE], frozenset({"collection"})),
+    methods.INGEST: Resealer(methods.RESEALS[methods.INGEST], frozenset({"documents"})),
 }
 # What a permit to seal anew opens at all: no connections, no names of tokens.
 _OF_RESEALS = frozenset({"catalog", "collection", "documents"})
@@ -156,7 +154,7 @@ def peer_refusal(peer: str, purpose: str) -> SealcombError | None:
 
 def work_refusal(method: str, bearer: str, purpose: str) -> SealcombError | None:
     """Why a permit for work of this method may not have keys of a known purpose, if so."""
-    reseals = bearer and method in {resealer.method for resealer in RESEALERS.values()}
+    reseals = bearer and method in methods.RESEALS.values()
     return PurposeRefused() if reseals and purpose not in _OF_RESEALS else None
 
 

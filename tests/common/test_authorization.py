@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import replace
 
@@ -118,3 +119,27 @@ def test_a_permit_serves_its_bearer_and_whom_that_one_calls_where_permits_are_ta
     public = "/sealcomb.v1.DocumentService/UploadDocument"
     with pytest.raises(ContextRefused):
         check_context(rules_for("ingest")[public], public, "gateway", permit)
+
+
+def test_a_permit_to_seal_anew_opens_three_methods_and_writes_and_deletes_nothing() -> None:
+    """C4: a service that was taken over gets such permits without a call of the account."""
+    opened = set()
+    for service in methods.SERVICES:
+        for path, rule in rules_for(service).items():
+            for bearer, method in methods.RESEALS.items():
+                permit = replace(_context(method, bearer=bearer), audience=("vectorstore", "keyvault"))
+                for peer in rule.peers if rule.needs_context else ():
+                    with contextlib.suppress(ContextRefused):
+                        check_context(rule, path, peer, permit)
+                        opened.add(path)
+    assert opened == {
+        "/sealcomb.internal.v1.KeyReleaseService/GetDataKey",
+        "/sealcomb.internal.v1.KeyReleaseService/ReportDataKeys",
+        # Whether there is a document of an original's name.
+        "/sealcomb.internal.v1.PassageService/GetDocumentRecord",
+    }
+    # The twin: a permit of an upload's job writes.
+    path = "/sealcomb.internal.v1.PassageService/PutDocument"
+    check_context(
+        INNER_RULES[path], path, "ingest", _context("/sealcomb.v1.DocumentService/Upload", bearer="ingest")
+    )

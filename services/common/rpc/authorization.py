@@ -36,18 +36,28 @@ _KEY_USERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One method's rule: exact peers, and whether and under which public services' contexts."""
+    """One method's rule: exact peers, and whether and under which public services' contexts.
+
+    `permits`: under permits as well; `reseals`: also under those to seal anew, for which nobody called.
+    """
 
     peers: frozenset[str]
     needs_context: bool = True
     origins: frozenset[str] = frozenset()
     permits: bool = False
+    reseals: bool = False
 
 
 def _inner(
-    service: str, method: str, peers: tuple[str, ...], origins: frozenset[str], *, permits: bool = False
+    service: str,
+    method: str,
+    peers: tuple[str, ...],
+    origins: frozenset[str],
+    *,
+    permits: bool = False,
+    reseals: bool = False,
 ) -> tuple[str, Rule]:
-    return f"{_INNER}{service}/{method}", Rule(frozenset(peers), True, origins, permits)
+    return f"{_INNER}{service}/{method}", Rule(frozenset(peers), True, origins, permits, reseals)
 
 
 _V, _I, _G = methods.VECTORSTORE, methods.INGEST, methods.GATEWAY
@@ -58,7 +68,7 @@ _WORK = frozenset({_DOCUMENTS, _SOURCES, _INGESTIONS})
 
 INNER_RULES: dict[str, Rule] = dict(
     [
-        _inner(_K, "GetDataKey", (_V, _I, _G), _KEY_USERS, permits=True),
+        _inner(_K, "GetDataKey", (_V, _I, _G), _KEY_USERS, permits=True, reseals=True),
         _inner(
             _K,
             "DestroyResource",
@@ -71,6 +81,7 @@ INNER_RULES: dict[str, Rule] = dict(
             (_V, _I),
             frozenset({"sealcomb.v1.CollectionService", _DOCUMENTS}),
             permits=True,
+            reseals=True,
         ),
         (f"{_INNER}{_K}/ListReseals", Rule(frozenset({_V, _I}), needs_context=False)),
         _inner(_K, "ProvisionAccount", (_G,), frozenset({_ACCOUNTS})),
@@ -84,7 +95,7 @@ INNER_RULES: dict[str, Rule] = dict(
         (f"{_INNER}{_K}/WatchKeyEvents", Rule(frozenset({_V, _I, _G}), needs_context=False)),
         _inner(_P, "ResolveCollection", (_I,), frozenset({_DOCUMENTS, _SEARCH, _INGESTIONS}), permits=True),
         _inner(_P, "PutDocument", (_I,), _DOCS, permits=True),
-        _inner(_P, "GetDocumentRecord", (_I,), _DOCS, permits=True),
+        _inner(_P, "GetDocumentRecord", (_I,), _DOCS, permits=True, reseals=True),
         _inner(_P, "ListDocumentRecords", (_I,), _DOCS),
         _inner(_P, "DeleteDocumentRecord", (_I,), _DOCS, permits=True),
         (f"{_INNER}EdgeService/ReportUsage", Rule(frozenset({_V}), needs_context=False)),
@@ -124,6 +135,8 @@ def check_context(rule: Rule, path: str, peer: str, context: CallContext) -> Non
         # Who holds it, or whom it was passed on to, such as vectorstore asking for a collection's key.
         if not rule.permits or peer not in (context.bearer, *context.audience):
             raise ContextRefused("a permit is not for this peer and method")
+        if context.method in methods.RESEALS.values() and not rule.reseals:
+            raise ContextRefused("a permit to seal anew is not for this method")
         return
     if not rule.origins:
         if context.method != path:
