@@ -106,6 +106,9 @@ def _take(peer: str, now_us: int, tx: Transaction) -> list[_Taken]:
 def _resources(reseal: ResealRecord, now_us: int, tx: Transaction) -> list[str]:
     """The next resources of an account, put off for the time that they take; none where the job is over."""
     account = tx.account(reseal.account)
+    if tx.reseal(reseal.account, reseal.peer) != reseal:
+        # Another keyvault handed it out, or newer keys took new leave, before this one had the account.
+        return []
     if account is None or not tx.count_aged(account.id, policy.RESEALERS[reseal.peer].purposes):
         end(tx, reseal.account, reseal.peer)
         return []

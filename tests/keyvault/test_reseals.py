@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from services.keyvault.asker import Asker
 from services.keyvault.policy import AccountUnknown, KeyUnknown, PermitEnded, PurposeRefused
 from services.keyvault.resealing import AGED_FOR_S
 from services.keyvault.reseals import Due
+from services.keyvault.transaction import Transaction
 from tests.keyvault.rig import Rig
 
 _V, _I = "vectorstore", "ingest"
@@ -178,3 +180,22 @@ async def test_leave_ends_with_its_time(rig: Rig) -> None:
     rig.clock.time_s += 2 * 86_400 + 1
     assert not await rig.reseals.due(_V)
     assert not rig.sql("select * from reseals where peer = :peer", peer=_V)
+
+
+async def test_leave_that_changes_while_it_is_handed_out_is_left_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two keyvaults on one database: what one has read, the other has changed by the time it is locked."""
+    account, _ = await _replaced(rig)
+    read = await rig.read(lambda tx: tx.reseals_due(_V, _now_us(rig), 4))
+    await rig.resealing.new_data_keys(rig.asker(account, "gateway", "/sealcomb.v1.KeyService/RotateKey"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "reseals_due", lambda *_arguments: read)
+        assert not await rig.reseals.due(_V)
+    [due] = await rig.reseals.due(_V)
+    assert due.account == account
+    newer = await rig.read(lambda tx: tx.reseal(account, _V))
+    assert newer is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Transaction, "reseals_due", lambda *_arguments: [replace(newer, next_us=0)])
+        assert not await rig.reseals.due(_V)
