@@ -68,17 +68,21 @@ class Resealing:
         while True:
             await self._sleep(_LOOK_S)
             try:
-                await self.once()
+                # An account is handed out at a time: what others have to do must not use up its permit.
+                while await self.once():
+                    pass
             except SealcombError as error:
                 _log.warning("sealing anew waits", reason=error.reason)
             except Exception:  # noqa: BLE001  (the outermost loop of a worker)
                 _log.exception("sealing anew failed")
 
-    async def once(self) -> None:
-        """Does what is due now."""
-        for reseal in await self._peer.list_reseals():
+    async def once(self) -> bool:
+        """Does what is handed out now; whether that was anything."""
+        handed_out = await self._peer.list_reseals()
+        for reseal in handed_out:
             with acting_as(self._caller(reseal)):
                 await self._account(reseal)
+        return bool(handed_out)
 
     async def _account(self, reseal: Reseal) -> None:
         for resource in reseal.resources:
@@ -92,6 +96,9 @@ class Resealing:
                 )
                 if isinstance(error, _OVER):
                     return
+            except Exception:  # noqa: BLE001  (one resource must not stand before all others)
+                _resealed.labels("FAILED").inc()
+                _log.exception("not sealed anew", account=reseal.account, resource=resource)
             else:
                 _resealed.labels("OK").inc()
             took_s = self._clock.monotonic_s() - began_s

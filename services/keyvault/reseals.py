@@ -2,8 +2,8 @@
 
 Who may replace an account's data keys thereby lets vectorstore and ingest seal what is there under the new
 ones. Each of the two has a job for that, with a permit like any other: recorded, and ended by whatever
-ends permits. A service asks what is due and gets, a few accounts at a time, some resources and a permit of
-minutes for its job. That permit opens keys of sealed data alone, of the account alone; how much is handed
+ends permits. A service asks what is due and gets some resources of one account and a permit of minutes for
+its job. That permit opens keys of sealed data alone, of the account alone; how much is handed
 out, and how soon again, is the rate. The job ends when nothing is left under replaced keys, or with its time.
 
 This module must never hand out what no owner asked for, or anything of an account that is off.
@@ -24,7 +24,8 @@ from services.keyvault.records import AccountRecord, PermitRecord, ResealRecord
 from services.keyvault.store import Store
 from services.keyvault.transaction import Transaction
 
-_ACCOUNTS_MAX = 4
+# Of these one is handed out, so that its permit is new when its turn comes; leave that is over ends.
+_LOOKED_AT_MAX = 16
 _RESOURCES_MAX = 100
 _TTL_S = 900
 # A pass and the one an hour later take little of it; the rest is for services that are away.
@@ -67,7 +68,9 @@ class Reseals:
         if not await self._store.read(lambda tx: tx.reseals_due(peer, now_us, 1)):
             return []
         taken = await self._store.write(partial(_take, peer, now_us))
-        return [Due(one.reseal.account, one.resources, self._permit(one.reseal)) for one in taken]
+        if taken is None:
+            return []
+        return [Due(taken.reseal.account, taken.resources, self._permit(taken.reseal))]
 
     def _permit(self, reseal: ResealRecord) -> str:
         now_s = self._clock.now_s()
@@ -94,13 +97,12 @@ def end(tx: Transaction, account: str, peer: str) -> None:
         tx.delete_reseal(account, peer)
 
 
-def _take(peer: str, now_us: int, tx: Transaction) -> list[_Taken]:
-    taken = []
-    for reseal in tx.reseals_due(peer, now_us, _ACCOUNTS_MAX):
+def _take(peer: str, now_us: int, tx: Transaction) -> _Taken | None:
+    for reseal in tx.reseals_due(peer, now_us, _LOOKED_AT_MAX):
         resources = _resources(reseal, now_us, tx)
         if resources:
-            taken.append(_Taken(reseal, resources))
-    return taken
+            return _Taken(reseal, resources)
+    return None
 
 
 def _resources(reseal: ResealRecord, now_us: int, tx: Transaction) -> list[str]:

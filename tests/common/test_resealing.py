@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import pytest
@@ -64,6 +65,32 @@ async def test_what_does_not_work_leaves_the_others_alone() -> None:
     bench = _Bench(_DUE, {"2": NotFound("gone")})
     await bench.work().once()
     assert [resource for _account, _permit, resource in bench.done] == ["1", "3", "4"]
+
+
+async def test_a_resource_that_fails_in_an_unknown_way_stands_before_no_other() -> None:
+    bench = _Bench(_DUE, {"1": OSError("the disk")})
+    await bench.work().once()
+    assert [resource for _account, _permit, resource in bench.done] == ["2", "3", "4"]
+
+
+async def test_it_asks_again_at_once_as_long_as_something_is_handed_out() -> None:
+    bench = _Bench([])
+    rest = [[_DUE[0]], [_DUE[1]], []]
+
+    async def one_by_one() -> list[Reseal]:
+        return rest.pop(0)
+
+    async def sleep(seconds: float) -> None:
+        if not rest:
+            raise asyncio.CancelledError
+        bench.pauses.append(seconds)
+
+    bench.list_reseals = one_by_one  # type: ignore[method-assign]
+    bench.sleep = sleep  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await bench.work().run()
+    assert [resource for _account, _permit, resource in bench.done] == ["1", "2", "3", "4"]
+    assert len(bench.pauses) == 1 + 4
 
 
 async def test_an_account_that_is_turned_off_is_left_at_once_and_no_other() -> None:

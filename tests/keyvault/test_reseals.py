@@ -164,6 +164,19 @@ async def test_many_resources_are_handed_out_in_parts_and_go_on_after_a_restart(
     assert seen == [names[:2], names[2:4], names[4:], names[:2]]
 
 
+async def test_accounts_are_handed_out_one_by_one_each_with_a_permit_that_is_new(rig: Rig) -> None:
+    """However long one account's data takes, the permit of the next has all its time when its turn comes."""
+    names = {(await _replaced(rig))[0] for _ in range(6)}
+    seen = set[str]()
+    for _ in names:
+        [due] = await rig.reseals.due(_V)
+        assert _worker(rig, _V, due).context.expires_s - rig.clock.now_s() == _AGAIN_S
+        seen.add(due.account)
+        rig.clock.time_s += 100.0
+    assert seen == names
+    assert not await rig.reseals.due(_V)
+
+
 async def test_newer_keys_take_new_leave_and_end_the_older(rig: Rig) -> None:
     account, [resource] = await _replaced(rig)
     [before] = await rig.reseals.due(_V)
