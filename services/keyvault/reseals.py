@@ -82,18 +82,21 @@ class Reseals:
 
 def begin(tx: Transaction, asker: Asker, job_ids: Mapping[str, str], now_us: int) -> None:
     """Takes leave for each service, in the transaction that replaces the data keys; older ones end."""
+    tx.forget_expired_permits(now_us)
     for peer, job_id in job_ids.items():
-        end(tx, asker.account, peer)
+        end(tx, asker.account, peer, now_us)
         tx.add_permit(PermitRecord(asker.account, job_id, peer, now_us + _LIFE_US, ended=False))
         act = asker.act(now_us, "")
         tx.add_reseal(ResealRecord(asker.account, peer, job_id, act.token_id, act.request_id, "", now_us))
 
 
-def end(tx: Transaction, account: str, peer: str) -> None:
+def end(tx: Transaction, account: str, peer: str, now_us: int) -> None:
     """Ends the leave of a service, if it has one."""
     reseal = tx.reseal(account, peer)
     if reseal is not None:
         tx.end_permits(account, reseal.job_id)
+        # Remembered for as long as one that was signed: whoever replaces keys all the time fills nothing.
+        tx.shorten_permit(account, reseal.job_id, now_us + _TTL_S * 1_000_000)
         tx.delete_reseal(account, peer)
 
 
@@ -112,14 +115,14 @@ def _resources(reseal: ResealRecord, now_us: int, tx: Transaction) -> list[str]:
         # Another keyvault handed it out, or newer keys took new leave, before this one had the account.
         return []
     if account is None or not tx.count_aged(account.id, policy.RESEALERS[reseal.peer].purposes):
-        end(tx, reseal.account, reseal.peer)
+        end(tx, reseal.account, reseal.peer, now_us)
         return []
     permit = tx.permit(account.id, reseal.job_id)
     refusal = policy.account_refusal(account) or policy.permit_refusal(permit, reseal.peer, now_us)
     act = Asker(reseal.peer, _context(reseal, 0.0, 0.0)).act(now_us, "permit.renew", reseal.job_id, refusal)
     tx.append(account, act)
     if refusal is not None:
-        end(tx, account.id, reseal.peer)
+        end(tx, account.id, reseal.peer, now_us)
         return []
     return _next(account, reseal, now_us, tx)
 

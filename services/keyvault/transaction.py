@@ -258,6 +258,11 @@ class Transaction(AgeStatements, DestructionStatements, MoveStatements, Rotation
             statement = statement.where(PERMITS.c.job_id == job_id)
         self._connection.execute(statement)
 
+    def shorten_permit(self, account: str, job_id: str, expires_us: int) -> None:
+        """Makes a job's permit expire at a time, if it does not before."""
+        of_job = (PERMITS.c.account == account, PERMITS.c.job_id == job_id, PERMITS.c.expires_us > expires_us)
+        self._connection.execute(sa.update(PERMITS).where(*of_job).values(expires_us=expires_us))
+
     def forget_expired_permits(self, now_us: int) -> None:
         """Deletes permits that their own expiry refuses."""
         self._connection.execute(sa.delete(PERMITS).where(PERMITS.c.expires_us < now_us))

@@ -212,3 +212,13 @@ async def test_leave_that_changes_while_it_is_handed_out_is_left_alone(
     with monkeypatch.context() as patch:
         patch.setattr(Transaction, "reseals_due", lambda *_arguments: [replace(newer, next_us=0)])
         assert not await rig.reseals.due(_V)
+
+
+async def test_who_replaces_keys_all_the_time_leaves_no_pile_of_permits(rig: Rig) -> None:
+    account, _ = await _replaced(rig)
+    for _ in range(40):
+        rig.clock.time_s += 100.0
+        await rig.resealing.new_data_keys(rig.asker(account, "gateway", "/sealcomb.v1.KeyService/RotateKey"))
+    [(count,)] = rig.sql("select count(*) from permits")
+    # Two that are open, and those of which a signed one may be about still.
+    assert 2 + 2 * 9 <= count <= 2 + 2 * 10
