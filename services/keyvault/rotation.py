@@ -111,8 +111,26 @@ class Rotation:
         found, later = await self._store.read(partial(_look, names, self._most))
         self._waiting.extendleft(wish for wish in reversed(group) if wish.asker.account in later)
         group[:] = [wish for wish in group if wish.asker.account not in later]
-        changes: dict[str, _Change] = {}
+        try:
+            changes = await self._changes(group, found)
+            after = await self._store.write(partial(_replace, changes)) if changes else {}
+        finally:
+            # Whatever was unwrapped for it, also of those that were turned off meanwhile.
+            for account in found:
+                self._kms.forget(account)
+        old = [key for account in after for key in found[account].keys.values()]
+        if old:
+            await self._retirements.destroy_local(old)
         for wish in group:
+            if not wish.answer.done():
+                wish.answer.set_result(after.get(wish.asker.account))
+
+    async def _changes(self, group: list[_Wish], found: dict[str, _Present]) -> list[_Change]:
+        """What is to be put in force; who cannot have it is told."""
+        changes = []
+        for wish in group:
+            # Others have their turn: a group may take as long as many calls.
+            await asyncio.sleep(0)
             present = found.get(wish.asker.account)
             try:
                 change = None if present is None else await self._change(wish.asker, present)
@@ -120,20 +138,8 @@ class Rotation:
                 _refuse(wish, error)
             else:
                 if change is not None:
-                    changes[wish.asker.account] = change
-        after: dict[str, AccountRecord] = {}
-        if changes:
-            try:
-                after = await self._store.write(partial(_replace, list(changes.values())))
-            finally:
-                # Those that were turned off meanwhile as well.
-                for account in changes:
-                    self._kms.forget(account)
-            old = [key for account in after for key in changes[account].before.keys.values()]
-            await self._retirements.destroy_local(old)
-        for wish in group:
-            if not wish.answer.done():
-                wish.answer.set_result(after.get(wish.asker.account))
+                    changes.append(change)
+        return changes
 
     async def _change(self, asker: Asker, present: _Present) -> _Change | None:
         account, keys = present.account, present.keys

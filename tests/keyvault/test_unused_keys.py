@@ -11,6 +11,7 @@ import pytest
 
 from services.common import ids
 from services.common.errors import KeyDisabled, Unavailable
+from services.common.sealing import OpenFailed
 from services.keyvault import retirement
 from services.keyvault.kms.file import FileKms
 from services.keyvault.policy import AccountUnknown
@@ -153,5 +154,26 @@ async def test_what_was_on_its_way_when_an_account_was_turned_off_leaves_no_key_
     monkeypatch.setattr(rig.kms, "unwrap", late)
     with pytest.raises((KeyDisabled, AccountUnknown)):
         await calls[work]()
+    assert isinstance(rig.kms, FileKms)
+    assert not rig.kms._keys
+
+
+async def test_a_rotation_that_stops_half_way_leaves_no_key_of_an_account_that_is_off_in_memory(
+    file_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D16: the account is turned off while its data keys are unwrapped, and one of them does not open."""
+    rig = file_rig
+    asker = rig.asker(await rig.account())
+    await rig.releases.release(asker, ids.new_id(), "collection")
+    rig.sql("update data_keys set wrapped = x'00'")
+    unwrap = rig.kms.unwrap
+
+    async def late(*arguments: Any) -> bytes:
+        await rig.vault.disable(asker)
+        return await unwrap(*arguments)
+
+    monkeypatch.setattr(rig.kms, "unwrap", late)
+    with pytest.raises(OpenFailed):
+        await rig.moves.rotate(asker)
     assert isinstance(rig.kms, FileKms)
     assert not rig.kms._keys
