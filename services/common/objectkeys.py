@@ -7,9 +7,14 @@ import re
 KEY = re.compile(r"[0-9a-z][0-9a-z_.-]{0,127}(/[0-9a-z][0-9a-z_.-]{0,127}){0,7}")
 
 
+def is_key(key: str) -> bool:
+    """Whether it is an object key."""
+    return KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> None:
     """Raises ValueError for what is not an object key."""
-    if KEY.fullmatch(key) is None:
+    if not is_key(key):
         raise ValueError("not an object key")
 
 

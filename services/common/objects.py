@@ -19,7 +19,7 @@ import structlog
 
 from services.common.clock import Clock, SystemClock
 from services.common.errors import AlreadyExists, NotFound, ResourceExhausted, SealcombError, Unavailable
-from services.common.objectkeys import check_key, check_prefix
+from services.common.objectkeys import check_key, check_prefix, is_key
 
 _log = structlog.get_logger("objects")
 
@@ -53,7 +53,10 @@ class ObjectStore(Protocol):
         """Removes the object; no error if there is none."""
 
     def list(self, prefix: str) -> list[str]:
-        """The keys below a prefix that ends in a slash, in order; all keys for an empty one."""
+        """The keys below a prefix that ends in a slash, in order; all keys for an empty one.
+
+        What somebody else put there under a name that is no key is none of ours, and is left out.
+        """
 
 
 class FolderStore:
@@ -123,8 +126,9 @@ class FolderStore:
         """The keys below a prefix, in order."""
         check_prefix(prefix)
         top = self._path(prefix[:-1]) if prefix else self._folder
-        found = (path for path in top.rglob("*") if path.is_file() and not path.name.startswith(_TEMP_PREFIX))
-        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+        found = (path.relative_to(self._folder).as_posix() for path in top.rglob("*") if path.is_file())
+        # A part that is being written has a name that is no key.
+        return sorted(filter(is_key, found))
 
     def _path(self, key: str) -> Path:
         check_key(key)

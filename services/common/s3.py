@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from prometheus_client import Counter
 
 from services.common.errors import AlreadyExists, NotFound, SealcombError, Unavailable
-from services.common.objectkeys import check_key, check_prefix
+from services.common.objectkeys import check_key, check_prefix, is_key
 
 _log = structlog.get_logger("objects")
 _failures = Counter("sealcomb_object_failures_total", "Failed calls of the object store", ["reason"])
@@ -171,7 +171,7 @@ class S3Store:
             answer = self._raw("list_objects_v2", Bucket=self._bucket.name, Prefix=start, **more)
             found += [item["Key"].removeprefix(self._bucket.prefix) for item in answer.get("Contents", ())]
             if not answer.get("IsTruncated"):
-                return sorted(key for key in found if key != _MARKER)
+                return sorted(key for key in found if key != _MARKER and is_key(key))
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 
     def _call(self, operation: str, key: str, **values: Any) -> Any:

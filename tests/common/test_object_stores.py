@@ -96,6 +96,24 @@ def test_f15_of_many_writers_of_a_new_object_one_wins(store: ObjectStore) -> Non
     assert store.get("raced") == b"%d" % won.index(True)
 
 
+def test_what_has_a_name_that_is_no_key_is_not_listed(
+    store: ObjectStore, tmp_path: Path, request: pytest.FixtureRequest, part: str
+) -> None:
+    """Whoever may write to the place does not choose where a backup writes, and does not stop it either."""
+    store.put("a/b", [b"ours"])
+    foreign = ["A.txt", "a/Notes", "a/ b"]
+    if isinstance(store, S3Store):
+        server: SeaweedFs = request.getfixturevalue("seaweed")
+        for name in foreign:
+            server.client().put_object(
+                Bucket=request.getfixturevalue("bucket"), Key=f"{part}/{name}", Body=b"x"
+            )
+    else:
+        for name in foreign:
+            (tmp_path / "objects" / name).write_bytes(b"x")
+    assert store.list("") == store.list("a/") == ["a/b"]
+
+
 @pytest.mark.parametrize("size", [3, 20 * MIB])
 def test_a_put_that_fails_half_way_leaves_the_old_object_and_no_part(
     store: ObjectStore, seaweed: SeaweedFs, bucket: str, size: int
