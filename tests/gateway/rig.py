@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -43,6 +42,7 @@ from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.server import InnerServer
 from services.common.tls import TlsFiles
 from services.standalone.pki import Installation, ensure_installation
+from services.standalone.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = b"\x0a\x04hold"
@@ -465,10 +465,9 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that no outgoing connection takes while its server is away."""
+    (port,) = free_ports(1)
+    return port
 
 
 @contextmanager

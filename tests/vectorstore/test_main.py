@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import signal
-import socket
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -36,6 +35,7 @@ from services.common.rpc.channel import open_channel
 from services.common.rpc.interceptor import GuardInterceptor
 from services.common.rpc.server import InnerServer
 from services.common.tls import TlsFiles
+from services.standalone.ports import free_ports
 from tests.certificates import TestCa
 from tests.vectorstore.fakes import ACCOUNT, FakeKeyvault
 
@@ -121,13 +121,6 @@ class Installation:
         return await getattr(stub, name)(request, metadata=metadata, timeout=20)
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     """A started process with keyvault's twin behind it."""
@@ -144,7 +137,7 @@ async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     add_KeyReleaseServiceServicer_to_server(_Releases(), keyvault.grpc_server)  # type: ignore[abstract]
     await keyvault.start()
     tls = ca.service_files(tmp_path, "gateway")
-    made = Installation(tmp_path, _free_port(), keyvault.port, ContextSigner(signing), tls)
+    made = Installation(tmp_path, *free_ports(1), keyvault.port, ContextSigner(signing), tls)
     await made.start()
     yield made
     assert made.process is not None
