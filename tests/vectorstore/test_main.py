@@ -137,7 +137,8 @@ async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
     add_KeyReleaseServiceServicer_to_server(_Releases(), keyvault.grpc_server)  # type: ignore[abstract]
     await keyvault.start()
     tls = ca.service_files(tmp_path, "gateway")
-    made = Installation(tmp_path, *free_ports(1), keyvault.port, ContextSigner(signing), tls)
+    (port,) = free_ports(1)
+    made = Installation(tmp_path, port, keyvault.port, ContextSigner(signing), tls)
     await made.start()
     yield made
     assert made.process is not None
