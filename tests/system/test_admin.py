@@ -17,7 +17,10 @@ import pytest
 from sealcomb_client import ApiError, Client
 from sealcomb_client.content import point
 from services.keyvault.backup import BackupRefused
+from services.standalone import pki
 from services.standalone.admin.backup import prove, read_backup
+from services.standalone.config import SERVICE_ORDER, Layout, StandaloneSettings
+from tests.postgres import Postgres, running_postgres
 from tests.system.installation import Account, Installation, running
 
 NOTE = b"The queen of hive seven is marked with a blue dot."
@@ -27,7 +30,10 @@ def admin(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command on the installation of a folder."""
     command = [str(Path(sys.executable).with_name("sealcomb-admin")), *arguments]
     environment = {"PATH": os.environ["PATH"], "SEALCOMB_DATA_DIR": str(folder / "data")}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    # As an operator with the usual mask, which lets others read.
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=90, check=False, umask=0o022
+    )
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -99,6 +105,10 @@ def test_a_backup_under_load_brings_back_every_original_and_nothing_that_was_del
     assert "not well: keyvault, vectorstore, ingest, gateway" in status.stderr
     for path in files(tmp_path / "backup"):
         assert NOTE[:20] not in path.read_bytes(), path
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (tmp_path / "backup").stat().st_mode & 0o077 == 0
+    with running_postgres(tmp_path / "server") as server:
+        is_moved(tmp_path, server)
     occupied = admin(tmp_path, "restore", str(tmp_path / "backup"))
     assert (occupied.returncode, "has a database already" in occupied.stderr) == (5, True)
 
@@ -119,6 +129,32 @@ def test_a_backup_under_load_brings_back_every_original_and_nothing_that_was_del
         assert client.search("notes", "which queen is blue?")[0].document_name == "queen"
         with pytest.raises(ApiError):
             with_token(after, gone).search("notes", "which queen is blue?")
+
+
+def is_moved(folder: Path, server: Postgres) -> None:
+    """What is in the folder is moved to PostgreSQL and to other folders, with all that it has."""
+    (folder / "settings").mkdir()
+    layout = Layout(
+        StandaloneSettings(data_dir=folder / "data"),
+        pki.Installation(folder / "data.keys"),
+        dict.fromkeys(SERVICE_ORDER, 1),
+    )
+    for service in SERVICE_ORDER:
+        said = layout.environment(service, {}) | {"SEALCOMB_DATABASE_URL": server.make_database(service)}
+        if "SEALCOMB_OBJECTS_URL" in said:
+            said["SEALCOMB_OBJECTS_URL"] = f"file:{folder}/moved/{service}"
+        text = "".join(f"{name}={value}\n" for name, value in said.items())
+        (folder / "settings" / f"{service}.env").write_text(text)
+    there = ("--json", "--settings", str(folder / "settings"))
+    done = admin(folder, "migrate", "--json", str(folder / "move"), "--to", str(folder / "settings"))
+    assert done.returncode == 0, done.stderr
+    assert lines(done)[0]["objects"] == len(files(folder / "moved")) > 0
+    verified = admin(folder, *there, "verify")
+    assert verified.returncode == 0, verified.stderr
+    assert all(row["looked_at"] for row in lines(verified) if row["what"] in ("audit chains", "collections"))
+    assert lines(admin(folder, *there, "accounts")) == lines(admin(folder, "--json", "accounts")) != []
+    again = admin(folder, "migrate", str(folder / "again"), "--to", str(folder / "settings"))
+    assert (again.returncode, "has a database already" in again.stderr) == (5, True)
 
 
 def files(folder: Path) -> list[Path]:

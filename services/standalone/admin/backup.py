@@ -83,7 +83,7 @@ class _Copied:
             if key in self.digests:
                 continue
             try:
-                self.digests[key] = _write(self.folder / key, self.store.stream(key))
+                self.digests[key] = write_private(self.folder / key, self.store.stream(key))
             except NotFound:
                 (self.folder / key).unlink(missing_ok=True)
                 gone.append(key)
@@ -114,7 +114,7 @@ def back_up(managed: Managed, folder: Path, clock: Clock, say: Callable[[str], N
     sums = {}
     for service, one in copied.items():
         lines = (f"{digest}  {key}\n".encode("ascii") for key, digest in sorted(one.digests.items()))
-        sums[service] = _write(folder / f"{service}.sums", lines)
+        sums[service] = write_private(folder / f"{service}.sums", lines)
     counts = {service: len(one.digests) for service, one in copied.items()}
     digests = {service: _digest_of(path) for service, path in databases.items()}
     made = Backup(folder, digests, sums, counts)
@@ -126,8 +126,11 @@ def back_up(managed: Managed, folder: Path, clock: Clock, say: Callable[[str], N
         "sums": made.sums,
         "objects": made.objects,
     }
+    for place in (path for path in folder.rglob("*") if path.is_dir()):
+        # A power cut must not take names away that the manifest counts.
+        store.sync(place)
     part = folder / (MANIFEST + ".part")
-    _write(part, iter([json.dumps(manifest, indent=1).encode()]))
+    write_private(part, iter([json.dumps(manifest, indent=1).encode()]))
     part.replace(folder / MANIFEST)
     store.sync(folder)
     return made
@@ -163,6 +166,19 @@ def prove(backup: Backup) -> None:
             raise BackupRefused(f"{backup.database(service)}: {error}") from None
     for service, digest in backup.sums.items():
         _compare(backup.folder / f"{service}.sums", digest)
+
+
+def write_private(path: Path, parts: Iterator[bytes]) -> str:
+    """Writes a file that is its owner's alone, durably; its SHA-256 in hex."""
+    digest = hashlib.sha256()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _compare(path: Path, digest: str) -> None:
@@ -207,18 +223,6 @@ def _copy_data(managed: Managed, target: Path, copied: dict[str, _Copied]) -> No
         if not gone:
             return
     raise BackupRefused("objects go away faster than they are copied; try again when less is deleted")
-
-
-def _write(path: Path, parts: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        for part in parts:
-            digest.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
 
 
 def _digest_of(path: Path) -> str:

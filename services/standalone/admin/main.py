@@ -194,8 +194,9 @@ def migrate(admin: Admin, folder: Path, to: Path) -> None:
     """Move a stopped installation to other databases and objects, by way of a backup in a new FOLDER."""
     source, target = admin.managed, of_settings_folder(to)
     with source.stopped():
+        # Until all is there: what was written here meanwhile would stay behind.
         back_up(source, folder, SystemClock(), admin.say)
-    done = asyncio.run(put_back(target, read_backup(folder), SystemClock(), admin.say))
+        done = asyncio.run(put_back(target, read_backup(folder), SystemClock(), admin.say))
     admin.output.value(asdict(done))
 
 

@@ -9,7 +9,6 @@ deleted, by the ledger that is there now; who was suspended or disabled since mu
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from services.keyvault.backup import BackupRefused
 from services.keyvault.backup import restore as restore_keyvault
 from services.keyvault.kms.selection import open_kms
 from services.standalone.admin import store
-from services.standalone.admin.backup import Backup, prove
+from services.standalone.admin.backup import Backup, prove, write_private
 from services.standalone.admin.managed import Managed
 from services.standalone.config import RESTORING
 from services.standalone.pki import write_file
@@ -101,10 +100,8 @@ def _put_database(managed: Managed, backup: Backup, service: str) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = target.with_name(target.name + ".restoring")
     part.unlink(missing_ok=True)
-    # A file as any other: whole under its name, or not there.
-    shutil.copyfile(backup.database(service), part)
-    part.chmod(0o600)
-    store.sync(part)
+    # A file as any other: whole under its name, or not there; and never open to others.
+    write_private(part, _proved(backup.database(service), backup.databases[service]))
     part.replace(target)
     store.sync(target.parent)
 
