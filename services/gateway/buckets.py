@@ -81,6 +81,11 @@ class TokenBucket:
         self._refill(now_s)
         self._level = min(self._level, level)
 
+    def missing(self, now_s: float) -> float:
+        """What it would take to fill it."""
+        self._refill(now_s)
+        return self._capacity - self._level
+
     async def ask(self, cost: float) -> None:
         """Nothing: `wait_s` always tells."""
 

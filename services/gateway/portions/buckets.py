@@ -6,6 +6,7 @@ store refused is not asked again before it can be there. A portion that nobody u
 
 Lost store: each process lets in what its share of the limits allows, by a bucket of its own (limits
 divided by the processes last seen), until the store answers again. Never more, never without a limit.
+What it let in by itself it owes to the store, which may have granted the same calls to others meanwhile.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ _leases = Counter("sealcomb_limits_leases_total", "Questions to the store of sha
 class Store(Protocol):
     """Where the levels are."""
 
-    async def lease(self, name: str, limits: Limits, first: float, must: float, ahead: float) -> Lease:
-        """Leases from a bucket. Raises StoreLost."""
+    async def lease(
+        self, name: str, limits: Limits, first: float, must: float, ahead: float, owed: float = 0.0
+    ) -> Lease:
+        """Leases from a bucket, after what is owed to it. Raises StoreLost."""
 
     async def give_back(self, name: str, amount: float) -> None:
         """Gives back what is not used. Raises StoreLost."""
@@ -64,6 +67,8 @@ class SharedBucket:
         self._fallback: TokenBucket | None = None
         self._fallback_limits = limits
         self._loss = -1
+        # Let in by the fallback, and not paid to the store.
+        self._alone = 0.0
         self._wanted: list[float] = []
         self._answer: asyncio.Future[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -94,6 +99,7 @@ class SharedBucket:
                 self._ask_ahead()
         elif self._fallback is not None:
             self._fallback.take(cost)
+            self._alone += need
 
     async def ask(self, cost: float) -> None:
         """Asks the store, with everyone else who waits; afterwards `wait_s` tells."""
@@ -157,16 +163,22 @@ class SharedBucket:
         ahead = self._ahead(now_s)
         self._used, self._asked_s = 0.0, now_s
         first = wanted[0] if wanted else 1.0
+        owed = self._owed(now_s)
         _leases.inc()
         try:
-            lease = await self._pool.store.lease(self.name, self.limits, first, sum(wanted), ahead)
+            lease = await self._pool.store.lease(self.name, self.limits, first, sum(wanted), ahead, owed)
         except StoreLost:
             self._pool.lose()
             return
+        self._alone = 0.0
         self.portion += lease.granted
         self._level = lease.level
         if lease.wait_s > 0:
             self._refused_until_s = self._pool.now_s() + max(lease.wait_s, _ASK_AGAIN_S)
+
+    def _owed(self, now_s: float) -> float:
+        # Not what has come again since, or a long loss would be paid for long after it.
+        return 0.0 if self._fallback is None else min(self._alone, self._fallback.missing(now_s))
 
     def _own(self, now_s: float) -> TokenBucket:
         share = self._pool.share_of(self.limits)
