@@ -25,7 +25,8 @@ from services.vectorstore.columns import Indexed
 from services.vectorstore.index import Metric
 from services.vectorstore.log import Head, Scope, seal_head
 from services.vectorstore.reader import DataDamaged
-from services.vectorstore.store import CollectionRow, NewCollection, Store
+from services.vectorstore.schema import CollectionRow, NewCollection
+from services.vectorstore.store import Store
 
 CATALOG = "catalog"
 COLLECTION = "collection"

@@ -21,8 +21,8 @@ from services.common.sealing import DataKey
 from services.vectorstore.log import Committer, Head, Scope, seal_head, seal_record
 from services.vectorstore.operations import Operation
 from services.vectorstore.quotas import Caps, Usage
+from services.vectorstore.schema import Append
 from services.vectorstore.state import State
-from services.vectorstore.store import Append
 
 _log = structlog.get_logger("collection")
 _Result = TypeVar("_Result")

@@ -25,7 +25,7 @@ from services.common.errors import Aborted, DataLoss, SealcombError, Unavailable
 from services.common.sealing import DataKey, Identity, key_id_of, open_sealed, seal
 from services.vectorstore.operations import Operation, decode, encode
 from services.vectorstore.reader import DataDamaged
-from services.vectorstore.store import Append
+from services.vectorstore.schema import Append
 from services.vectorstore.writability import Writability
 
 _HEAD = struct.Struct("<BQ32sQ32s")

@@ -25,10 +25,11 @@ from services.vectorstore.manifest import decode
 from services.vectorstore.parts import SnapshotBroken, open_object
 from services.vectorstore.quotas import Usages
 from services.vectorstore.reader import DataDamaged
+from services.vectorstore.schema import SnapshotRow
 from services.vectorstore.segments import new_state
 from services.vectorstore.snapshot import read_parts
 from services.vectorstore.state import State
-from services.vectorstore.store import SnapshotRow, Store, Stored
+from services.vectorstore.store import Store, Stored
 
 
 @dataclass(frozen=True, slots=True)

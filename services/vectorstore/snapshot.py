@@ -40,9 +40,10 @@ from services.vectorstore.parts import (
 )
 from services.vectorstore.points import PointState
 from services.vectorstore.reader import DataDamaged
+from services.vectorstore.schema import PartRow, SnapshotRow
 from services.vectorstore.segments import adopt_graph, dump_graph, dump_segment, load_segment, new_state
 from services.vectorstore.state import Capture, State
-from services.vectorstore.store import PartRow, SnapshotRow, Store
+from services.vectorstore.store import Store
 
 # Segments of other keys that one snapshot seals anew: what a reseal does before it may stop.
 RESEAL_SEGMENTS = 8

@@ -28,14 +28,14 @@ from services.common.database import (
 from services.gateway import schema as gateway_schema
 from services.ingest import schema as ingest_schema
 from services.keyvault import schema as keyvault_schema
-from services.vectorstore import store as vectorstore_store
+from services.vectorstore import schema as vectorstore_schema
 from tests.postgres import Postgres
 
 SCHEMAS = {
     "services.gateway": gateway_schema.metadata,
     "services.ingest": ingest_schema.METADATA,
     "services.keyvault": keyvault_schema.METADATA,
-    "services.vectorstore": vectorstore_store.metadata,
+    "services.vectorstore": vectorstore_schema.metadata,
 }
 
 

@@ -12,7 +12,7 @@ from services.common.database import migrate, open_engine
 from services.common.methods import KEYVAULT, SERVICES
 from services.keyvault.schema import ACCOUNTS, DESTROYED
 from services.standalone.admin import contents, store
-from services.vectorstore.store import collections, replicas
+from services.vectorstore.schema import collections, replicas
 from tests.postgres import Postgres, running_postgres
 
 

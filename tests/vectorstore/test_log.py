@@ -38,7 +38,7 @@ from services.vectorstore.operations import (
     encode,
 )
 from services.vectorstore.reader import DataDamaged
-from services.vectorstore.store import Append
+from services.vectorstore.schema import Append
 
 KEY = DataKey(ids.from_bytes(bytes(16)), bytes(range(32)))
 KEYS = {KEY.id: KEY}

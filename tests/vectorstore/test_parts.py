@@ -28,9 +28,9 @@ from services.vectorstore.node import Limits, Node
 from services.vectorstore.operations import DeleteDocument, DeletePoints
 from services.vectorstore.parts import SnapshotBroken, put_object, read_part
 from services.vectorstore.reader import DataDamaged
+from services.vectorstore.schema import Append, SnapshotRow
 from services.vectorstore.snapshot import Wish
 from services.vectorstore.state import State
-from services.vectorstore.store import Append, SnapshotRow
 from services.vectorstore.upkeep import Keeper
 from services.vectorstore.whole import MAGIC
 from tests.vectorstore import fakes

@@ -15,7 +15,7 @@ from services.common.rpc.keyvault import KeyEvent
 from services.vectorstore.main import on_key_event
 from services.vectorstore.node import Limits, Node
 from services.vectorstore.opening import Opener
-from services.vectorstore.store import Append
+from services.vectorstore.schema import Append
 from tests.vectorstore.fakes import ACCOUNT, OTHER, FakeClock, FakeKeyvault, Space, acting, open_node
 
 

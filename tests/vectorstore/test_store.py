@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from services.common import ids
 from services.common.database import migrate, open_engine
 from services.common.errors import AlreadyExists, ResourceExhausted, Unavailable
-from services.vectorstore.store import Append, NewCollection, SnapshotRow, Store
+from services.vectorstore.schema import Append, NewCollection, SnapshotRow
+from services.vectorstore.store import Store
 from tests.postgres import Postgres
 from tests.vectorstore.fakes import ACCOUNT, OTHER
 

@@ -17,7 +17,7 @@ from services.ingest.schema import INGESTIONS, ITEMS
 from services.keyvault.schema import ACCOUNTS, AGED, DATA_KEYS
 from services.keyvault.store import Store
 from services.standalone.admin.store import reading
-from services.vectorstore.store import collections, log, replicas, snapshots
+from services.vectorstore.schema import collections, log, replicas, snapshots
 
 Row = Mapping[str, Any]
 

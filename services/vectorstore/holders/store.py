@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from services.common.errors import Unavailable
-from services.vectorstore.store import collections, replicas, storage_errors
+from services.vectorstore.schema import collections, replicas
+from services.vectorstore.store import storage_errors
 
 
 class LeasesLost(Unavailable):

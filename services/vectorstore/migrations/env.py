@@ -5,6 +5,6 @@ from __future__ import annotations
 from alembic import context
 
 from services.common.database import run_migrations
-from services.vectorstore.store import metadata
+from services.vectorstore.schema import metadata
 
 run_migrations(context.config, metadata)

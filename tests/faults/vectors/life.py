@@ -24,7 +24,7 @@ from services.vectorstore import node
 from services.vectorstore.config import VectorstoreSettings
 from services.vectorstore.log import Committer
 from services.vectorstore.main import serve
-from services.vectorstore.store import Append
+from services.vectorstore.schema import Append
 
 
 class _OneThread(ThreadPoolExecutor):
