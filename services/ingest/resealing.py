@@ -11,6 +11,7 @@ it is remembered as unsettled first, so that a sweep removes it.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from services.ingest.records import CollectionInfo
 _LOOKED_MAX = 500
 _PAGE_S = 5.0
 _COMMIT_WITHIN_S = 60.0
+_PLACES_MAX = 1000
 
 
 class Records(Protocol):
@@ -83,16 +85,27 @@ class Resealer:
         self._rows = rows
         self._peer = peer
         self._clock = clock
+        # Where whole passes stopped: a large collection takes more than one permit.
+        self._places: OrderedDict[tuple[str, str], Place] = OrderedDict()
 
     async def page(self, collection: str, place: Place) -> Page:
         """Goes on from a place for some objects or seconds. Raises NotFound for the collection."""
         return await self._page((await self._records.resolve(collection)).id, place)
 
     async def all(self, collection_id: str) -> None:
-        """A whole pass over a collection, by its id."""
-        place: Place | None = Place()
-        while place is not None:
-            place = (await self._page(collection_id, place)).following
+        """A whole pass over a collection, by its id; goes on where one before it stopped."""
+        name = current_account(), collection_id
+        place = self._places.pop(name, None) or Place()
+        while True:
+            # Kept if it stops here: it says since when the pass looks, so that it may be as old as it likes.
+            self._places[name] = place
+            if len(self._places) > _PLACES_MAX:
+                self._places.popitem(last=False)
+            following = (await self._page(collection_id, place)).following
+            self._places.pop(name, None)
+            if following is None:
+                return
+            place = following
 
     async def _page(self, collection_id: str, place: Place) -> Page:
         account = current_account()

@@ -10,7 +10,7 @@ import pytest
 
 from services.common import ids
 from services.common.datakeys import AgedKeys
-from services.common.errors import NotFound
+from services.common.errors import NotFound, PermissionDenied
 from services.common.sealing import DataKey, Opener, key_id_of
 from services.ingest import resealing as resealing_module
 from services.ingest.originals import PURPOSE, Originals
@@ -231,3 +231,36 @@ async def test_a_whole_pass_goes_by_the_collections_id(
     await passing.resealer.all(COLLECTION)
     assert passing.sealed_under() == [new.id] * 5
     assert len(passing.keyvault.reports) == 1
+
+
+async def test_a_whole_pass_whose_permit_ends_goes_on_with_the_next_one(
+    passing: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection that takes longer than a permit is finished all the same, by one pass."""
+    for _ in range(9):
+        await passing.write()
+    new = passing.rotate()
+    monkeypatch.setattr(resealing_module, "_LOOKED_MAX", 2)
+    current, left = passing.resealer._keys.current, [0]
+
+    async def under_a_permit(resource: str, purpose: str) -> DataKey:
+        if not left[0]:
+            raise PermissionDenied("the permit has ended")
+        left[0] -= 1
+        return await current(resource, purpose)
+
+    monkeypatch.setattr(passing.resealer._keys, "current", under_a_permit)
+    began_s = passing.bench.clock.now_s()
+    for _ in range(2):
+        left[0] = 2
+        with pytest.raises(PermissionDenied):
+            await passing.resealer.all(COLLECTION)
+        passing.bench.clock.now += 900.0
+    assert not passing.keyvault.reports
+    left[0] = 2
+    await passing.resealer.all(COLLECTION)
+    assert passing.sealed_under() == [new.id] * 9
+    # As of the beginning of what was looked at first.
+    [(_, looked_s)] = passing.keyvault.reports
+    assert looked_s == pytest.approx(began_s, abs=1.0)
+    assert not passing.resealer._places
