@@ -189,9 +189,9 @@ class Keeper:
     async def _reseal(self, key: DataKey) -> None:
         """Some parts at a time, so that what is done stays done."""
         # One of its own, also where nothing was written since the last one.
-        await self.snapshot(reseal=True)
+        await self.snapshot(key)
         while not self._stop.is_set() and any(part.key_id != key.id for part in self._layout.parts):
-            await self.snapshot(reseal=True)
+            await self.snapshot(key)
 
     async def _graph(self) -> None:
         collection = self._collection
@@ -237,28 +237,33 @@ class Keeper:
             capture.release()
         self._dead = state.index.dead
 
-    async def snapshot(self, *, reseal: bool = False) -> None:
-        """Writes a snapshot of the present state and shortens the log to what came after it."""
+    async def snapshot(self, reseal: DataKey | None = None) -> None:
+        """Writes a snapshot of the present state and shortens the log to what came after it.
+
+        `reseal` is the key that parts under others are sealed anew with, some of them.
+        """
         due = self._graph_due, self._erase_due
         self._graph_due = self._erase_due = False
         try:
-            await self._snapshot(due, reseal=reseal)
+            await self._snapshot(due, reseal)
         except SealcombError:
             self._graph_due, self._erase_due = self._graph_due or due[0], self._erase_due or due[1]
             raise
 
-    async def _snapshot(self, due: tuple[bool, bool], *, reseal: bool) -> None:
-        collection, upkeep, key = self._collection, self._upkeep, self._key
+    async def _snapshot(self, due: tuple[bool, bool], reseal: DataKey | None) -> None:
+        # Not the key of the last write where it reseals: that write may have begun before the rotation.
+        collection, upkeep, key = self._collection, self._upkeep, reseal or self._key
         if key is None:
             return
         if collection.head.lsn == collection.head.snapshot_lsn:
-            if not any(due) and not reseal:
+            if not any(due) and reseal is None:
                 return
             # A snapshot is never replaced by another of the same lsn, so the log moves on, changing nothing.
             await collection.write(_nothing, key)
         moment, capture = await collection.at_rest(lambda: (self._moment(), collection.state.capture()))
         # Deletions that come while it is written are for the next one.
-        wish = Wish(erase=due[1], reseal=reseal, has_graph=capture.graph is self._stored_graph)
+        has_graph = capture.graph is self._stored_graph
+        wish = Wish(erase=due[1], reseal=reseal is not None, has_graph=has_graph)
         writer = Writer(upkeep.store, upkeep.objects, key, collection.scope, collection.epoch, self._stop)
         try:
             written = await self._in_thread(writer.write, moment, capture, self._layout, wish)

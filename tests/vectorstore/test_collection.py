@@ -434,57 +434,6 @@ async def test_a_rotated_key_opens_what_older_keys_sealed(node: Node, tmp_path: 
         await space.make()
 
 
-async def test_a_collection_is_sealed_anew_under_its_newest_key_alone(node: Node) -> None:
-    """Log, head and snapshots; also one that is empty, and one that nothing was written to since."""
-    keyvault = node.catalog._resources
-    assert isinstance(keyvault, FakeKeyvault)
-    space = Space(node)
-    full, empty = await space.make(), await space.make("empty")
-    await space.upsert({"a": [1, 0, 0, 0]})
-    await snapshot_now(space)
-    await space.upsert({"b": [1, 0, 0, 0]})
-    for descriptor in (full, empty):
-        old = node.store.sealing_keys(descriptor.id)
-        keyvault.rotate(descriptor.account, descriptor.id, "collection")
-        with acting(descriptor.account):
-            assert (await node.resealer.reseal(descriptor)).left == 0
-        named = node.store.sealing_keys(descriptor.id)
-        assert len(named) == 1
-        assert not named & old
-        assert keyvault.reported[(descriptor.account, descriptor.id, "collection")] == named
-        with acting(descriptor.account):
-            # Nothing is left to do, and nothing is written.
-            before = (await space.use(descriptor.name)).collection.head
-            await node.resealer.reseal(descriptor)
-            assert (await space.use(descriptor.name)).collection.head == before
-    await reopen(space)
-    assert set(await space.contents()) == {"a", "b"}
-    await space.upsert({"c": [1, 0, 0, 0]})
-
-
-async def test_what_could_not_be_sealed_anew_is_reported_as_in_use(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No key goes that something is sealed under: the store is asked, not the intention."""
-    keyvault = node.catalog._resources
-    assert isinstance(keyvault, FakeKeyvault)
-    space = Space(node)
-    descriptor = await space.make()
-    await space.upsert({"a": [1, 0, 0, 0]})
-    old = node.store.sealing_keys(descriptor.id)
-    keyvault.rotate(descriptor.account, descriptor.id, "collection")
-
-    async def fails(_keeper: Keeper) -> None:
-        raise Unavailable("the disk is gone")
-
-    monkeypatch.setattr(Keeper, "snapshot", fails)
-    with acting(descriptor.account):
-        assert (await node.resealer.reseal(descriptor)).left == 1
-    assert keyvault.reported[(descriptor.account, descriptor.id, "collection")] == old
-    await reopen(space)
-    assert set(await space.contents()) == {"a"}
-
-
 async def test_a_collection_may_not_outgrow_its_share(tmp_path: Path) -> None:
     node = open_node(tmp_path, FakeKeyvault(), replace(Limits(), caps=Caps(collection_bytes=200_000)))
     space = Space(node)
