@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from services.common.context import current_account
 from services.common.datakeys import DataKeys
-from services.common.errors import ResourceExhausted, SealcombError
+from services.common.errors import SealcombError
 from services.common.objects import ObjectStore
 from services.common.sealing import DataKey
 from services.vectorstore import quotas
@@ -28,6 +27,7 @@ from services.vectorstore.log import NO_HASH, Head, Scope, seal_head
 from services.vectorstore.manifest import Moment
 from services.vectorstore.metadata import Fields
 from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.places import Places
 from services.vectorstore.points import PointState
 from services.vectorstore.quotas import Caps, Usage, Usages
 from services.vectorstore.snapshot import Wish, Writer, Written, discard_old
@@ -37,6 +37,7 @@ from services.vectorstore.writing import size_of, too_many_fields
 _T = TypeVar("_T")
 # Each holds a collection in memory that no budget counts yet.
 _AT_ONCE_MAX = 2
+_ACCOUNT_AT_ONCE_MAX = 1
 _LSN = 1
 
 
@@ -52,20 +53,7 @@ class Importer:
     workers: Executor
     caps: Caps
     usages: Usages
-    running: int = 0
-
-    @contextmanager
-    def room(self) -> Iterator[None]:
-        """Takes one of the few places for the block. Raises ResourceExhausted where all are taken."""
-        if self.running >= _AT_ONCE_MAX:
-            raise ResourceExhausted(
-                "other collections are being imported; try again", reason="IMPORTS_FULL", retry_after_s=5.0
-            )
-        self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
+    places: Places = field(default_factory=lambda: Places("imports", _AT_ONCE_MAX, _ACCOUNT_AT_ONCE_MAX))
 
     async def begin(self, wanted: Descriptor) -> Import:
         """Begins a collection; its name must be free, and is taken only at the end."""
@@ -83,7 +71,7 @@ class Importer:
 
 
 class Import:
-    """One collection on its way. End it with `finish` or `abandon`."""
+    """One collection on its way. Whether or not it was finished, `close` it."""
 
     def __init__(self, importer: Importer, made: Descriptor, catalog_key: DataKey, usage: Usage) -> None:
         self.descriptor = made
@@ -92,6 +80,7 @@ class Import:
         self._usage = usage
         self._state = PointState(made.dimension, made.metric, made.indexed)
         self._stop = threading.Event()
+        self._finishing: asyncio.Task[Descriptor] | None = None
 
     @property
     def points(self) -> int:
@@ -100,16 +89,40 @@ class Import:
 
     def add(self, operation: UpsertPoints, fields: Sequence[Fields]) -> None:
         """Takes points. Raises what an upsert of them would raise."""
-        state, more = self._state, len(operation.ids)
-        size = state.size_bytes + size_of(operation, self.descriptor.dimension)
-        quotas.check(self._importer.caps, self._usage, (0, 0), (state.points + more, size))
+        state, size = self._state, size_of(operation, self.descriptor.dimension)
+        there, more = (state.points, state.size_bytes), (len(operation.ids), size)
+        quotas.check(self._importer.caps, self._usage, there, more)
         refused = state.columns.too_many(fields)
         if refused:
             raise too_many_fields(f"points[{refused[0]}].metadata")
         state.apply(operation)
+        # Counted as it comes, for what the account writes meanwhile.
+        self._usage.set(self.descriptor.id, state.points, state.size_bytes)
 
     async def finish(self) -> Descriptor:
-        """Writes the collection and makes it visible."""
+        """Writes the collection and makes it visible; once begun it ends, also for a caller that leaves."""
+        self._finishing = asyncio.create_task(self._finish())
+        return await asyncio.shield(self._finishing)
+
+    async def close(self) -> None:
+        """Removes what did not become a collection; what cannot be removed now goes at the next start."""
+        finishing = self._finishing
+        if finishing is not None:
+            # Only then is known what is to be removed.
+            await asyncio.wait([finishing])
+            if not finishing.cancelled() and finishing.exception() is None:
+                return
+        importer, made = self._importer, self.descriptor
+        self._stop.set()
+        self._usage.forget(made.id)
+        with contextlib.suppress(SealcombError):
+            await importer.in_thread(
+                lambda: discard_old(importer.store, importer.objects, made.id, 0, 0, Layout())
+            )
+        with contextlib.suppress(SealcombError):
+            await importer.resources.destroy_collection(made.id)
+
+    async def _finish(self) -> Descriptor:
         importer, made = self._importer, self.descriptor
         scope = Scope(made.account, made.id)
         # It may have been turned off meanwhile.
@@ -122,18 +135,6 @@ class Import:
 
         written = await importer.in_thread(write)
         head = seal_head(key, scope, Head(_LSN, NO_HASH, _LSN, written.digest))
-        size = self._state.size_bytes
-        await importer.catalog.add(self._catalog_key, made, head, _LSN, (self._state.points, size))
-        self._usage.set(made.id, self._state.points, size)
+        extent = (self._state.points, self._state.size_bytes)
+        await importer.catalog.add(self._catalog_key, made, head, _LSN, extent)
         return made
-
-    async def abandon(self) -> None:
-        """Removes what was written; what cannot be removed now goes at the next start."""
-        importer, made = self._importer, self.descriptor
-        self._stop.set()
-        with contextlib.suppress(SealcombError):
-            await importer.in_thread(
-                lambda: discard_old(importer.store, importer.objects, made.id, 0, 0, Layout())
-            )
-        with contextlib.suppress(SealcombError):
-            await importer.resources.destroy_collection(made.id)

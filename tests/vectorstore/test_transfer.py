@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,9 @@ from services.common.sealing import Identity
 from services.vectorstore import exports
 from services.vectorstore.importing import Importer
 from services.vectorstore.node import Limits
+from services.vectorstore.places import Places
 from services.vectorstore.quotas import Caps
+from services.vectorstore.servicers import transfer
 from tests.vectorstore.conftest import Rig
 from tests.vectorstore.fakes import ACCOUNT, OTHER, metadata_of, open_node, vector_of
 
@@ -80,17 +83,22 @@ async def bring(rig: Rig, frames: Sequence[pb.ExportFrame], name: str = "copy", 
     return response.collection  # type: ignore[no-any-return]
 
 
-async def refused(
-    rig: Rig, frames: Sequence[pb.ExportFrame], name: str = "copy", **who: Any
-) -> tuple[Any, str]:
-    """Code and reason of an import that is refused."""
+async def refusal(call: Awaitable[object]) -> tuple[Any, str]:
+    """Code and reason of a call that is refused."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await bring(rig, frames, name, **who)
+        await call
     status = status_pb2.Status.FromString(dict(caught.value.trailing_metadata())[DETAILS_KEY])
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         detail.Unpack(info)
     return caught.value.code(), info.reason
+
+
+async def refused(
+    rig: Rig, frames: Sequence[pb.ExportFrame], name: str = "copy", **who: Any
+) -> tuple[Any, str]:
+    """Code and reason of an import that is refused."""
+    return await refusal(bring(rig, frames, name, **who))
 
 
 async def points_of(rig: Rig, name: str) -> dict[str, bytes]:
@@ -209,6 +217,7 @@ async def test_two_imports_of_one_name_make_one_collection(rig: Rig) -> None:
     await fill(rig, 50)
     frames = await export(rig)
     assert await refused(rig, frames, "things") == (grpc.StatusCode.ALREADY_EXISTS, "COLLECTION_EXISTS")
+    rig.node.importer.places = Places("imports", 2, 2)
     both = await asyncio.gather(bring(rig, frames), bring(rig, frames), return_exceptions=True)
     assert sum(isinstance(one, pb.Collection) for one in both) == 1
     assert await names(rig) == ["things", "copy"]
@@ -223,6 +232,85 @@ async def test_limits_hold_for_an_import(rig: Rig) -> None:
     assert (await refused(rig, frames, "third"))[1] == "ACCOUNT_FULL"
     assert await names(rig) == ["things", "copy"]
     assert nothing_left(rig)
+
+
+async def begun(rig: Rig, frames: Sequence[pb.ExportFrame], name: str, **who: Any) -> Callable[[], Any]:
+    """An import that has sent all but its end; ends it."""
+    sent, rest = asyncio.Event(), asyncio.Event()
+
+    async def requests() -> AsyncIterator[pb.ImportCollectionRequest]:
+        for frame in frames[:-1]:
+            yield pb.ImportCollectionRequest(collection=name, frame=frame)
+        sent.set()
+        await rest.wait()
+        yield pb.ImportCollectionRequest(frame=frames[-1])
+
+    call = stub_call(rig, "ImportCollection", requests(), **who)
+    await asyncio.wait_for(sent.wait(), 30)
+
+    async def end() -> pb.Collection:
+        rest.set()
+        return (await call).collection  # type: ignore[no-any-return]
+
+    return end
+
+
+async def test_what_an_import_brings_counts_before_it_is_a_collection(rig: Rig) -> None:
+    """Two at once would otherwise each have the room that is for one."""
+    rig.node.importer.places = Places("imports", 2, 2)
+    await fill(rig)
+    frames = await export(rig, CLEAR)
+    both = [await begun(rig, frames, name) for name in ("second", "third")]
+    ended = await asyncio.gather(*(end() for end in both), return_exceptions=True)
+    assert sum(isinstance(one, pb.Collection) for one in ended) == 1
+    await rig.call("CollectionService/DeleteCollection", pb.DeleteCollectionRequest(collection="things"))
+    # What did not become one counts no longer.
+    assert (await bring(rig, frames, "fourth")).points == 1099
+    assert nothing_left(rig)
+
+
+async def test_an_import_that_is_slow_leaves_places_to_other_accounts(rig: Rig) -> None:
+    """B11, F14: each holds memory for as long as its caller takes."""
+    full = (grpc.StatusCode.RESOURCE_EXHAUSTED, "IMPORTS_FULL")
+    await fill(rig, 50)
+    frames = await export(rig, CLEAR)
+    end = await begun(rig, frames, "slow")
+    assert await refused(rig, frames) == full
+    other = await begun(rig, frames, "other", account=OTHER)
+    assert await refused(rig, frames, account="3" * 26) == full
+    assert (await end()).points == (await other()).points == 49
+    assert (await bring(rig, frames)).points == 49
+
+
+async def test_exports_that_are_not_read_are_few_and_fewer_for_one_account(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B11, F14: each keeps all that its collection was in memory until its caller has read it."""
+    await fill(rig, 50)
+    frames = await export(rig, CLEAR)
+    await bring(rig, frames, "theirs", account=OTHER)
+    request = pb.ExportCollectionRequest(collection="things")
+
+    async def unread(*_arguments: Any, **_form: Any) -> AsyncIterator[pb.ExportFrame]:
+        yield frames[0]
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "exported", unread)
+        calls = [stub_call(rig, "ExportCollection", request) for _ in range(2)]
+        for call in calls:
+            await call.read()
+    assert await refusal(export(rig)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "EXPORTS_FULL")
+    assert len(await export(rig, CLEAR, "theirs", account=OTHER)) == len(frames)
+    for call in calls:
+        call.cancel()
+    again = None
+    async with asyncio.timeout(30):
+        while again is None:
+            with suppress(grpc.aio.AioRpcError):
+                again = await export(rig, CLEAR)
+            await asyncio.sleep(0.01)
+    assert len(again) == len(frames)
 
 
 async def test_an_import_that_breaks_at_its_end_leaves_nothing_also_when_nobody_could_clean_up(
@@ -259,7 +347,7 @@ async def test_an_import_whose_caller_leaves_is_whole_or_nothing(rig: Rig) -> No
         await asyncio.gather(call, return_exceptions=True)
     importer: Importer = rig.node.importer
     async with asyncio.timeout(30):
-        while importer.running:  # noqa: ASYNC110
+        while importer.places.taken:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     for name in await names(rig):
         assert await points_of(rig, name) == await points_of(rig, "things")

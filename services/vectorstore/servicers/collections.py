@@ -53,6 +53,7 @@ class Collections(CollectionServiceServicer):
     ) -> None:
         self._resealer = resealer
         self._importer = importer
+        self._export_places = transfer.export_places()
         self._catalog = catalog
         self._residency = residency
         self._keys = keys
@@ -163,9 +164,10 @@ class Collections(CollectionServiceServicer):
             header.metadata_index.SetInParent()
             header.metadata_index.fields.extend(sorted(descriptor.indexed))
         clear = request.form == pb.EXPORT_FORM_CLEAR
-        async with aclosing(transfer.exported(use, header, self._keys, clear=clear)) as frames:
-            async for frame in frames:
-                yield pb.ExportCollectionResponse(frame=frame)
+        with self._export_places.take(descriptor.account):
+            async with aclosing(transfer.exported(use, header, self._keys, clear=clear)) as frames:
+                async for frame in frames:
+                    yield pb.ExportCollectionResponse(frame=frame)
         _log.info("collection exported", account=descriptor.account, resource=descriptor.id)
 
     async def ImportCollection(

@@ -17,12 +17,13 @@ from sealcomb.v1 import vector_service_pb2 as vectors
 from services.common import ids
 from services.common.context import current_account
 from services.common.datakeys import DataKeys
-from services.common.errors import NotFound, SealcombError, Unavailable, invalid
+from services.common.errors import NotFound, Unavailable, invalid
 from services.common.sealing import OpenFailed, key_id_of
 from services.vectorstore.catalog import CATALOG, Descriptor
 from services.vectorstore.exports import OpenedExport, SealedExport, bad_export
 from services.vectorstore.importing import Import, Importer
 from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.places import Places
 from services.vectorstore.residency import Use
 from services.vectorstore.servicers import batches
 from services.vectorstore.state import Capture
@@ -30,9 +31,16 @@ from services.vectorstore.writing import require_points
 
 _FRAME_BYTES = 1024 * 1024
 _FRAME_POINTS = 500
+_EXPORTS_MAX = 8
+_ACCOUNT_EXPORTS_MAX = 2
 
 # What the header of an export asks for, checked, under a name.
 Wanted = Callable[[str, pb.ExportHeader], Descriptor]
+
+
+def export_places() -> Places:
+    """Places for exports: each keeps all that its collection was in memory until its caller has read it."""
+    return Places("exports", _EXPORTS_MAX, _ACCOUNT_EXPORTS_MAX)
 
 
 async def exported(
@@ -106,7 +114,7 @@ class ImportStream:
 
     async def run(self, requests: AsyncIterator[pb.ImportCollectionRequest]) -> Descriptor:
         """Takes all frames; the collection that is there then."""
-        with self._importer.room():
+        with self._importer.places.take(current_account()):
             try:
                 async for request in requests:
                     await self._take(request)
@@ -115,22 +123,10 @@ class ImportStream:
                         await self._plain(_parsed(frame))
                 if self._import is None or not self._ended:
                     raise invalid("frame", "is missing: the export has no end", reason="EXPORT_BROKEN")
-                return await self._finish(self._import)
-            except (SealcombError, asyncio.CancelledError):
+                return await self._import.finish()
+            finally:
                 if self._import is not None:
-                    await asyncio.shield(self._import.abandon())
-                raise
-
-    async def _finish(self, wanted: Import) -> Descriptor:
-        # Once begun it ends, also for a caller that leaves: only then is known what is to be removed.
-        finishing = asyncio.ensure_future(wanted.finish())
-        try:
-            await asyncio.shield(finishing)
-        finally:
-            await asyncio.wait([finishing])
-            if finishing.exception() is None:
-                self._import = None
-        return finishing.result()
+                    await asyncio.shield(self._import.close())
 
     async def _take(self, request: pb.ImportCollectionRequest) -> None:
         if not self._name:
