@@ -1,6 +1,7 @@
 """How one collection grows: writing, building its graph, queries, memory, disk and opening, by its size.
 
-In one process with keyvault's twin; each size in a process of its own, so that memory is its own too.
+In one process with keyvault's twin; each size in a process of its own, so that memory is its own too. Exits
+with 1 where recall is below its floor, or a size could not be measured.
 
     python -m benchmarks.growth [--rows 1000,10000,100000] [--dimension 384]
 """
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import multiprocessing
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,13 +26,14 @@ from services.vectorstore.searching import Wanted
 from tests.vectorstore.fakes import FakeKeyvault, Space, open_node
 
 _QUERIES = 300
+_RECALL_LEAST = 0.95
 _HEADER = (
     f"{'rows':>9} {'write+graph s':>14} {'query p50, p99 ms':>20} {'recall':>7} {'bytes/row':>10} "
     f"{'disk/row':>9} {'open s':>7}"
 )
 
 
-async def _measure(folder: Path, rows: int, dimension: int) -> str:
+async def _measure(folder: Path, rows: int, dimension: int) -> tuple[str, float]:
     node = open_node(folder, FakeKeyvault())
     space = Space(node)
     await space.make(dimension=dimension)
@@ -59,31 +62,38 @@ async def _measure(folder: Path, rows: int, dimension: int) -> str:
     recall = right / (10 * (_QUERIES // 10))
     peak = rss_mib() - before
     await node.close()
-    return (
+    line = (
         f"{rows:9} {filled:14.1f} {median:10.2f}, {late:8.2f} {recall:7.3f} {held / rows:10.0f} "
         f"{snapshot / rows:9.0f} {opened:7.2f}   RSS +{peak:.0f} MiB"
     )
+    return line, recall
 
 
 def _one(rows: int, dimension: int) -> None:
     random.seed(1)
     with tempfile.TemporaryDirectory(prefix="sealcomb-growth-") as folder:
-        print(asyncio.run(_measure(Path(folder), rows, dimension)), flush=True)
+        line, recall = asyncio.run(_measure(Path(folder), rows, dimension))
+    good = recall >= _RECALL_LEAST
+    print(line + ("" if good else "   recall missed"), flush=True)
+    sys.exit(not good)
 
 
-def main() -> None:
-    """Prints the table."""
+def main() -> int:
+    """Prints the table; 1 where a size missed its recall or ended early."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth")
     parser.add_argument("--rows", default="1000,10000,100000")
     parser.add_argument("--dimension", type=int, default=384)
     chosen = parser.parse_args()
     print(f"dimension {chosen.dimension}\n{_HEADER}", flush=True)
     context = multiprocessing.get_context("spawn")
+    bad = 0
     for text in chosen.rows.split(","):
         process = context.Process(target=_one, args=(int(text), chosen.dimension))
         process.start()
         process.join()
+        bad += process.exitcode != 0
+    return int(bad > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
