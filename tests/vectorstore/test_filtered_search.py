@@ -53,10 +53,10 @@ def matches(direction: str, share: float, similar: Scores) -> Mask:
 def measure(index: VectorIndex, direction: str, share: float) -> tuple[float, set[Strategy]]:
     """Recall, and what was done; fails at the first missing or foreign hit."""
     vectors = index.every_vector
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     found, strategies = [], set()
     for query in clustered(20, seed=5):
-        allowed = matches(direction, share, unit @ query)
+        allowed = matches(direction, share, unit @ query) & index.live
         hits = index.search(query, 10, allowed=allowed)
         assert len(hits.rows) == min(10, np.count_nonzero(allowed))
         assert allowed[hits.rows].all()
@@ -73,6 +73,30 @@ def test_recall_is_at_least_95_percent_whatever_matches(
     index: VectorIndex, direction: str, share: float
 ) -> None:
     assert measure(index, direction, share)[0] >= 0.95
+
+
+@pytest.fixture(scope="module")
+def thinned() -> VectorIndex:
+    """A graph of which nearly as many rows are gone as one bears, half of them all of one direction."""
+    made = with_graph(filled(Metric.COSINE, clustered(ROWS)))
+    made.publish(made.reserve(clustered(TAIL, seed=7)), TAIL)
+    unit = made.every_vector / np.linalg.norm(made.every_vector, axis=1, keepdims=True)
+    nearest_first = np.argsort(-(unit[:ROWS] @ clustered(20, seed=5)[0]))
+    gone = int(0.14 * ROWS)
+    made.remove(np.concatenate([nearest_first[:gone], nearest_first[gone::6][:gone]]))
+    assert made.graph is not None
+    assert made.graph.dead > 0.27 * ROWS
+    assert not made.wants_graph()
+    return made
+
+
+@pytest.mark.usefixtures("costs")
+@pytest.mark.parametrize("direction", ["anywhere", "farthest", "nearest"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 1.0])
+def test_recall_is_at_least_95_percent_where_much_was_deleted(
+    thinned: VectorIndex, direction: str, share: float
+) -> None:
+    assert measure(thinned, direction, share)[0] >= 0.95
 
 
 def test_twin_a_walk_that_is_trusted_blindly_misses_matches_away_from_the_query(index: VectorIndex) -> None:

@@ -49,7 +49,9 @@ def exact(metric: Metric, vectors: Any, query: Any, k: int, allowed: Any) -> lis
     else:
         scores = wide @ wanted
         if metric is Metric.COSINE:
-            scores = scores / np.linalg.norm(wide, axis=1) / np.linalg.norm(wanted)
+            # Deleted vectors are wiped.
+            lengths = np.maximum(np.linalg.norm(wide, axis=1), 1e-30)
+            scores = scores / lengths / np.linalg.norm(wanted)
     scores[~allowed] = -np.inf
     return np.argsort(-scores, kind="stable")[: min(k, int(allowed.sum()))].tolist()  # type: ignore[no-any-return]
 
