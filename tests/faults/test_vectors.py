@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.vectors.__main__ import hasty
+from tests.faults.vectors.__main__ import hasty, say
 from tests.faults.vectors.full_disk import full_disk
+from tests.faults.vectors.oracle import Oracle
 from tests.faults.vectors.random_kills import random_kills
 from tests.faults.vectors.rig import running_rig
 from tests.faults.vectors.stages import STAGES
@@ -87,3 +89,26 @@ def test_a_verdict_that_finds_harm_is_not_held() -> None:
     for bad in (replace(fine, lost=1), replace(fine, wrong=1), replace(fine, times=0)):
         with pytest.raises(AssertionError):
             hold([bad])
+
+
+def test_the_table_fails_for_harm_and_for_a_fault_that_was_not_met() -> None:
+    """What the exit code of the target counts."""
+    fine = Row("kill -9", "somewhere", times=1)
+    assert not say(fine)
+    for bad in (
+        replace(fine, lost=1),
+        replace(fine, wrong=1),
+        replace(fine, not_met=1),
+        replace(fine, times=0),
+    ):
+        assert say(bad)
+
+
+def test_a_creation_in_doubt_that_is_there_stays_there_for_the_oracle() -> None:
+    """Only what is being deleted may go by itself; all else that was seen once must be there."""
+    rig: Any = None
+    oracle = Oracle(rig)
+    oracle.possible = [{}, {"new": {}}]
+    assert not oracle._may_settle({"new": {}})
+    oracle._going = {"new"}
+    assert oracle._may_settle({"new": {}})

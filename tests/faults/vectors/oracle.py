@@ -46,6 +46,10 @@ def content_of(ids: range, salt: str = "", text_chars: int = 0) -> Content:
     return made
 
 
+def _points_of(content: Content) -> list[vectors.Point]:
+    return [vectors.Point(id=id_, vector_f32=vector, text=text) for id_, (vector, text) in content.items()]
+
+
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The reason that a refusal gives; empty where it gives none."""
     raw = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
@@ -65,6 +69,8 @@ class Oracle:
         # Looks at one collection alone, where others write beside.
         self.only = only
         self.possible: list[State] = [{}]
+        # Collections of whose deletion is not known whether it happened: they may still go.
+        self._going: set[str] = set()
         self.acknowledged = 0
         self.refusals: list[str] = []
 
@@ -72,6 +78,7 @@ class Oracle:
         """The same, to go on from here more than once."""
         twin = Oracle(self.rig, self.only)
         twin.possible = [dict(state) for state in self.possible]
+        twin._going = set(self._going)
         return twin
 
     async def create(self, name: str) -> bool:
@@ -86,12 +93,22 @@ class Oracle:
         request = collections.DeleteCollectionRequest(collection=name)
         return await self._write("CollectionService/DeleteCollection", request, {name: None})
 
+    async def bring(self, name: str, content: Content) -> bool:
+        """Imports points as a new collection."""
+        points = _points_of(content)
+        frames = [
+            collections.ExportFrame(
+                header=collections.ExportHeader(dimension=DIMENSION, metric=collections.METRIC_L2)
+            ),
+            collections.ExportFrame(points=collections.ExportPoints(points=points)),
+            collections.ExportFrame(end=collections.ExportEnd(points=len(points))),
+        ]
+        requests = [collections.ImportCollectionRequest(collection=name, frame=frame) for frame in frames]
+        return await self._write("CollectionService/ImportCollection", requests, {name: content})
+
     async def upsert(self, name: str, content: Content) -> bool:
         """Writes points in one call."""
-        points = [
-            vectors.Point(id=id_, vector_f32=vector, text=text) for id_, (vector, text) in content.items()
-        ]
-        request = vectors.UpsertRequest(collection=name, points=points)
+        request = vectors.UpsertRequest(collection=name, points=_points_of(content))
         return await self._write("VectorService/Upsert", request, {name: self._now(name) | content})
 
     async def delete(self, name: str, ids: range) -> bool:
@@ -118,8 +135,10 @@ class Oracle:
                 assert self.possible, f"{change.keys()} is gone"
             elif reason not in _UNCHANGED:
                 self.possible = [before, after]
+                self._going |= {name for name, content in change.items() if content is None}
             return False
         self.possible = [after]
+        self._going -= set(change)
         self.acknowledged += 1
         return True
 
@@ -166,7 +185,7 @@ class Oracle:
         return verdict
 
     def _may_settle(self, seen: State) -> bool:
-        return any(set(state) < set(seen) for state in self.possible)
+        return any(set(state) < set(seen) <= set(state) | self._going for state in self.possible)
 
     async def read(self) -> State:
         """Everything that the store says it holds."""

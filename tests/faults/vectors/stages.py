@@ -88,6 +88,10 @@ async def _many_pages(oracle: Oracle) -> None:
             return
 
 
+async def _import(oracle: Oracle) -> None:
+    await oracle.bring("imported", content_of(range(300)))
+
+
 async def _drop(oracle: Oracle) -> None:
     await oracle.drop(NAME)
 
@@ -107,6 +111,7 @@ STAGES = [
         {"snapshot_log_bytes": 1_100_000, "erase_after_s": 0.1},
     ),
     Stage("checkpoint", _some, _many_pages),
+    Stage("import", _some, _import),
     Stage("delete", _with_snapshot, _drop, settings_before={"snapshot_log_bytes": 6_000}),
     Stage("start", _with_snapshot, _nothing, settings_before={"snapshot_log_bytes": 6_000}, start=True),
     Stage("first start", _nothing, _nothing, start=True, fresh=True),
