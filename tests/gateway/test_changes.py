@@ -154,6 +154,25 @@ async def test_a_reading_proves_from_when_it_began_and_only_one_is_under_way(pai
     assert feed._position == 7
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_is_told_to_stop_in_the_moment_of_a_push_stops(pair: Pair, turns: int) -> None:
+    """A process whose feed went on never ended."""
+
+    async def run(read: Callable[[], Changes]) -> Changes:
+        return read()
+
+    feed = ChangeFeed(SlowLog(), pair.there.sessions, pair.here.clock, run)
+    following = asyncio.create_task(feed.follow())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    feed._wake.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    following.cancel()
+    done, _ = await asyncio.wait({following}, timeout=5)
+    assert done
+
+
 async def test_lost_changes_mean_that_anything_may_have_changed(pair: Pair) -> None:
     _, token = await pair.here.new_account()
     assert pair.reason(token) == ""

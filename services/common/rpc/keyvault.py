@@ -142,7 +142,9 @@ class KeyvaultClient:
         try:
             first = True
             while True:
-                message = await asyncio.wait_for(stream.read(), _SILENCE_S)
+                # Not `wait_for`, which forgets that it was cancelled if a message comes just then.
+                async with asyncio.timeout(_SILENCE_S):
+                    message = await stream.read()
                 if not isinstance(message, pb.WatchKeyEventsResponse):
                     return  # grpc.aio.EOF: keyvault ended the stream
                 if first:

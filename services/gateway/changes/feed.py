@@ -10,6 +10,7 @@ reading counts from the moment in which it began.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
@@ -83,10 +84,10 @@ class ChangeFeed:
                 group.create_task(self._listen())
             while True:
                 await self.read(POLL_S)
-                try:
-                    await asyncio.wait_for(self._wake.wait(), POLL_S)
-                except TimeoutError:
-                    continue
+                # Not `wait_for`, which forgets that it was cancelled if the event comes just then.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
 
     async def read(self, patience_s: float = BOUND_S) -> None:
         """Reads once; one that takes longer than the patience goes on, and no other begins meanwhile."""
