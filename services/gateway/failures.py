@@ -56,10 +56,11 @@ class Failures:
         Raises ResourceExhausted as `check` does.
         """
         slot = self._buckets.slot_of(address)
-        looking = self._looking.setdefault(slot, _Looking())
         entered = False
         try:
             while not entered:
+                # Each time anew: who was refused meanwhile may have been the last to leave the one before.
+                looking = self._looking.setdefault(slot, _Looking())
                 self.check(address)
                 room = self._buckets.left(address) + _EPSILON - looking.under_way
                 if room >= 1 or not looking.under_way:
@@ -69,24 +70,26 @@ class Failures:
                     await _turn(looking)
         finally:
             if not entered:
-                self._pass_on(slot, looking)
+                self._pass_on(slot)
 
     def leave(self, address: str) -> None:
         """A look-up is over; `add` it first if it failed."""
         slot = self._buckets.slot_of(address)
-        looking = self._looking[slot]
-        looking.under_way -= 1
-        self._pass_on(slot, looking)
+        self._looking[slot].under_way -= 1
+        self._pass_on(slot)
 
-    def _pass_on(self, slot: int, looking: _Looking) -> None:
+    def _pass_on(self, slot: int) -> None:
         # Whoever is woken takes the place, or learns that there is none and wakes the next.
+        looking = self._looking.get(slot)
+        if looking is None:
+            return
         while looking.waiting:
             turn = looking.waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
         if not looking.under_way:
-            self._looking.pop(slot, None)
+            del self._looking[slot]
 
 
 async def _turn(looking: _Looking) -> None:
