@@ -83,6 +83,8 @@ class Deletions:
                     pass
             except SealcombError as error:
                 _log.warning("scheduled deletions wait", reason=error.reason)
+            except Exception:  # noqa: BLE001  (the outermost loop of a worker)
+                _log.exception("scheduled deletions failed")
             await asyncio.sleep(_LOOK_S)
 
     async def _schedule(self, asker: Asker, wait_days: int) -> AccountRecord:

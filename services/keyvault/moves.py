@@ -105,6 +105,8 @@ class Moves:
                 await self.resume()
             except SealcombError as error:
                 _log.warning("moves to other keys wait", reason=error.reason)
+            except Exception:  # noqa: BLE001  (the outermost loop of a worker)
+                _log.exception("moves to other keys failed")
             await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:

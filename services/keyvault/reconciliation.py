@@ -20,7 +20,7 @@ from services.common import methods
 from services.common.clock import Clock
 from services.keyvault import audit
 from services.keyvault.audit import Act
-from services.keyvault.ledger import Destruction, Ledger, LedgerFailed, Mark
+from services.keyvault.ledger import Destruction, Ledger, Mark
 from services.keyvault.receipts import record_destruction
 from services.keyvault.records import KeyState
 from services.keyvault.store import Store
@@ -92,8 +92,11 @@ class Reconciliation:
             if self._store.writes > self._marked_writes:
                 try:
                     await self.advance()
-                except LedgerFailed:
-                    _log.error("the mark cannot be written; a rollback since the last one would go unnoticed")
+                except Exception as error:  # noqa: BLE001  (the outermost loop of a worker)
+                    _log.error(
+                        "the mark cannot be written; a rollback since the last one would go unnoticed",
+                        exception_type=type(error).__name__,
+                    )
 
     async def _destroy_again(self) -> int:
         again = 0

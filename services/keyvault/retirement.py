@@ -81,6 +81,8 @@ class Retirements:
                 await self._destroy("")
             except SealcombError as error:
                 _log.warning("retired keys wait", reason=error.reason)
+            except Exception:  # noqa: BLE001  (the outermost loop of a worker)
+                _log.exception("retired keys failed")
             await asyncio.sleep(_LOOK_S)
 
     async def _drop(self, local: Iterable[AccountKey]) -> None:
