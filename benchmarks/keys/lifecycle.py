@@ -27,7 +27,10 @@ def rows() -> list[Row]:
         for load in loads:
             load.start()
         try:
-            return _trials(_busy(installation))
+            found = _trials(_busy(installation))
+            if not all(load.is_alive() for load in loads):
+                raise RuntimeError("the load ended before the trials")
+            return found
         finally:
             stop.set()
             for load in loads:
