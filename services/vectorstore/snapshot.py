@@ -10,13 +10,14 @@ No plaintext of it ever touches a disk.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from services.common.errors import Unavailable
+from services.common.errors import SealcombError, Unavailable
 from services.common.objects import ObjectStore
 from services.common.sealing import DataKey
 from services.vectorstore.columns import Indexed
@@ -80,9 +81,27 @@ class Writer:
     scope: Scope
     epoch: int
     stop: threading.Event
+    _noted: list[str] = field(default_factory=list)
 
     def write(self, moment: Moment, capture: Capture, stored: Layout, wish: Wish) -> Written:
         """Writes the parts that a capture needs beside those that are stored, and the manifest."""
+        try:
+            return self._write(moment, capture, stored, wish)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    def withdraw(self) -> None:
+        """Deletes what was written: no head names it.
+
+        Not all of it need be noted still: whoever takes over a collection removes what it does not need, and
+        a writer that was paused until then may have gone on.
+        """
+        with contextlib.suppress(SealcombError):
+            for key in self._noted:
+                self.objects.delete(key)
+
+    def _write(self, moment: Moment, capture: Capture, stored: Layout, wish: Wish) -> Written:
         layout = stored.covering(len(capture.live_items))
         stretches = plan(
             layout, capture.live_items, capture.sizes, _Unwanted(wish, self.key.id, RESEAL_SEGMENTS)
@@ -105,6 +124,7 @@ class Writer:
         sealed = seal_object(self.key, self.scope.identity("snapshot", moment.lsn), [manifest])
         self._go_on()
         digest, _size = put_object(self.objects, _manifest_key(self.scope, moment.lsn, self.epoch), sealed)
+        self._go_on()
         gone = sum(int(np.count_nonzero(each.gone)) for each in listed if each.gone is not None)
         return Written(replace(layout, segments=tuple(segments), graph=graph, gone=gone), digest)
 
@@ -117,6 +137,7 @@ class Writer:
         row = SnapshotRow(moment.lsn, _manifest_key(self.scope, moment.lsn, self.epoch), self.key.id)
         if not self.store.plan_snapshot(self.scope.collection, self.epoch, row, rows):
             raise LostPlace
+        self._noted.extend([row.object_key, *(part.object_key for part in rows)])
 
     def _put(self, capture: Capture, stretch: Stretch, layout: Layout, name: str, dimension: int) -> Segment:
         self._go_on()

@@ -22,7 +22,7 @@ from services.vectorstore.collection import Collection, Decision
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.index import Graph, build_graph
 from services.vectorstore.layout import Layout
-from services.vectorstore.log import Head
+from services.vectorstore.log import Head, LostPlace
 from services.vectorstore.manifest import Moment
 from services.vectorstore.operations import DeleteDocument, DeletePoints, Operation
 from services.vectorstore.snapshot import Wish, Writer, copy, discard_old
@@ -188,6 +188,9 @@ class Keeper:
 
     async def _reseal(self, key: DataKey) -> None:
         """Some parts at a time, so that what is done stays done."""
+        if self._leftovers:
+            # A note of the same lsn would be lost with the next one's.
+            await self._discard()
         # One of its own, also where nothing was written since the last one.
         await self.snapshot(key)
         while not self._stop.is_set() and any(part.key_id != key.id for part in self._layout.parts):
@@ -273,7 +276,11 @@ class Keeper:
         def moved(now: Head) -> Head:
             return replace(now, snapshot_lsn=moment.lsn, snapshot_digest=written.digest)
 
-        await collection.write(lambda _state: Decision((), lambda _counts: None, moved, moment.lsn), key)
+        try:
+            await collection.write(lambda _state: Decision((), lambda _counts: None, moved, moment.lsn), key)
+        except LostPlace:
+            await self._in_thread(writer.withdraw)
+            raise
         self._layout, self._stored_graph = written.layout, capture.graph
         # What is gone from the state but still in a part waits for its erasure.
         collection.tail.deletions |= written.layout.gone > 0

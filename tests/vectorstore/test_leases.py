@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from services.vectorstore.log import LostPlace
 from services.vectorstore.operations import UpsertPoints
 from services.vectorstore.store import Store
 from tests.postgres import Postgres
-from tests.vectorstore.fakes import ACCOUNT, OTHER, FakeClock, Space
+from tests.vectorstore.fakes import ACCOUNT, OTHER, FakeClock, Space, settle
 from tests.vectorstore.replicas import Replicas
 from tests.vectorstore.test_store import new
 
@@ -233,6 +233,40 @@ async def test_f15_a_holder_that_was_replaced_writes_nothing(replicas: Replicas)
         accepted += 1
     engine.dispose()
     assert sorted(await now.contents()) == sorted(f"p{number}" for number in range(accepted))
+
+
+async def test_f15_a_holder_that_wakes_in_a_snapshot_leaves_no_object_that_nobody_knows(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F15: paused after its notes, replaced, and woken once its successor has removed what was noted."""
+    one, two = [await replicas.start(lease_s=60.0) for _ in range(2)]
+    late, now = Space(one.node), Space(two.node)
+    await late.make(dimension=2)
+    await late.upsert({"a": [1, 1]})
+    use = await late.use()
+    keeper = use.collection.on_applied.__self__  # type: ignore[attr-defined]
+    keeper.start(use.key)
+    engine, loop, put = open_engine(replicas.url), asyncio.get_running_loop(), one.node._objects.put
+
+    async def taken_over() -> None:
+        two.leases.forget_where(use.descriptor.id)
+        await now.upsert({"b": [1, 2]})
+        await settle((await now.use()).collection)
+
+    def pausing(key: str, parts: Iterable[bytes]) -> None:
+        monkeypatch.setattr(one.node._objects, "put", put)
+        with engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM replicas WHERE id = :id"), {"id": one.leases._id})
+        asyncio.run_coroutine_threadsafe(taken_over(), loop).result(60)
+        assert two.node.store.parts(use.descriptor.id) == []
+        put(key, parts)
+
+    monkeypatch.setattr(one.node._objects, "put", pausing)
+    with pytest.raises(LostPlace):
+        await keeper.snapshot()
+    engine.dispose()
+    assert one.node._objects.list("") == []
+    assert sorted(await now.contents()) == ["a", "b"]
 
 
 def ids_of(holders: Holders, name: str) -> str:
