@@ -15,6 +15,8 @@ class TcpProxy:
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
+        # Bytes that went through, either way.
+        self.carried = 0
         self._target = target
         self._tls = tls
         self._loop = asyncio.new_event_loop()
@@ -88,6 +90,7 @@ class TcpProxy:
         with contextlib.suppress(OSError, ssl.SSLError):
             while data := await reader.read(65536):
                 await self._open.wait()
+                self.carried += len(data)
                 writer.write(data)
                 await writer.drain()
         writer.close()

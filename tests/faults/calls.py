@@ -135,6 +135,8 @@ def calling(
     with channel() as first:
         caller = Caller(first, token)
         kinds = list(caller.kinds)
+        # One that was never answered is seen as well.
+        outcome.good.update(dict.fromkeys(kinds, 0))
         if prepare:
             caller.prepare()
     threads = [threading.Thread(target=run, args=(kind, number)) for number, kind in enumerate(kinds, 1)]

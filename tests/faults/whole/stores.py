@@ -34,7 +34,7 @@ async def of_database(folder: Path, rounds: int) -> AsyncIterator[Row]:
         for number, (fault, strike) in enumerate(faults):
             url = server.make_database(f"faults{number}").replace(f":{server.port}/", f":{proxy.port}/")
             row = Row(fault, "PostgreSQL")
-            yield await _load(row, folder / f"rig{number}", {"database_url": url}, strike, rounds)
+            yield await _load(row, folder / f"rig{number}", {"database_url": url}, proxy, strike, rounds)
 
 
 async def of_objects(folder: Path, rounds: int) -> AsyncIterator[Row]:
@@ -49,13 +49,19 @@ async def of_objects(folder: Path, rounds: int) -> AsyncIterator[Row]:
             url = server.url(server.make_bucket(f"faults{number}"))
             url = url.replace(f":{server.port}", f":{proxy.port}")
             row = Row(fault, "S3")
-            yield await _load(row, folder / f"rig{number}", {"objects_url": url}, strike, rounds)
+            yield await _load(row, folder / f"rig{number}", {"objects_url": url}, proxy, strike, rounds)
 
 
 async def _load(
-    row: Row, folder: Path, settings: dict[str, Any], strike: Callable[[], Awaitable[None]], rounds: int
+    row: Row,
+    folder: Path,
+    settings: dict[str, Any],
+    proxy: TcpProxy,
+    strike: Callable[[], Awaitable[None]],
+    rounds: int,
 ) -> Row:
     """A fault again and again under writers that go on, then everything compared, also after a kill."""
+    carried = proxy.carried
     async with running_rig(folder) as rig:
         rig.settings = {"snapshot_log_bytes": 20_000, **settings}
         await rig.begin()
@@ -86,6 +92,8 @@ async def _load(
                 verdict = await oracle.compare()
                 row.lost += verdict.notes[: verdict.lost]
                 row.wrong += verdict.notes[: verdict.wrong]
+        if proxy.carried == carried:
+            row.wrong.append(f"nothing went to {row.where} by the way that fails")
         row.acknowledged = sum(oracle.acknowledged for oracle in oracles)
         row.refused = sum(len(oracle.refusals) for oracle in oracles)
     return row

@@ -92,10 +92,9 @@ class Provider:
         path = f"/mark/{next(self.marks)}"
         async with httpx.AsyncClient(verify=self.tls, trust_env=False, timeout=60) as visitor:
             await visitor.get(f"{self.issuer}{path}")
-        for _ in range(6_000):
-            if self.count("request", path=path):
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while not self.count("request", path=path):  # noqa: ASYNC110  (said by another process)
+                await asyncio.sleep(0.01)
         return self.count(event, **fields)
 
 
