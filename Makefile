@@ -208,8 +208,8 @@ bench-keys: setup ## Measure data-key releases at each KMS, rotation, sealing ag
 .PHONY: bench-vectors
 bench-vectors: setup ## Measure vector search beside Chroma, pgvector, Qdrant, faiss and hnswlib; filters; opening
 	$(BIN)/python -m benchmarks.costs
-	$(BIN)/python -m benchmarks.filters
-	@missed=0; $(BIN)/python -m benchmarks.opening || missed=1; \
+	@missed=0; $(BIN)/python -m benchmarks.filters || missed=1; \
+	$(BIN)/python -m benchmarks.opening || missed=1; \
 	$(BIN)/python -m benchmarks.vectors $(BENCH_ARGS) || missed=1; exit $$missed
 
 # --- change -----------------------------------------------------------------------------------------

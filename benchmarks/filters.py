@@ -9,6 +9,7 @@ taken and always trusted, as a plain filtered HNSW search is.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter
 
@@ -20,6 +21,7 @@ from services.vectorstore import nearest
 
 _SHARES = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 _TOP_K = 10
+_RECALL_LEAST = 0.95
 
 
 def mask_of(direction: str, share: float, similar: nearest.Vectors) -> nearest.Mask:
@@ -34,8 +36,8 @@ def mask_of(direction: str, share: float, similar: nearest.Vectors) -> nearest.M
     return mask
 
 
-def main() -> None:
-    """Measures and prints."""
+def main() -> int:
+    """Measures and prints; 1 where recall is below its floor."""
     parser = argparse.ArgumentParser(prog="benchmarks.filters", description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--dimension", type=int, default=384)
@@ -48,9 +50,14 @@ def main() -> None:
     rows = index.every_vector
     print(f"{arguments.rows} x {arguments.dimension}, {arguments.queries} queries; CPU ms of the median one")
     print(f"{'matches':>9} {'direction':10}{'ms':>8}{'recall':>8}  {'ways':36}{'blind ms':>9}{'recall':>8}")
+    bad = 0
     for share in _SHARES:
         for direction in ("anywhere", "farthest", "nearest"):
-            print(_line(sight, graph, rows, queries, direction, share), flush=True)
+            line, recall = _line(sight, graph, rows, queries, direction, share)
+            good = recall >= _RECALL_LEAST
+            bad += not good
+            print(line + ("" if good else "  missed"), flush=True)
+    return int(bad > 0)
 
 
 def _line(
@@ -60,7 +67,7 @@ def _line(
     queries: nearest.Vectors,
     direction: str,
     share: float,
-) -> str:
+) -> tuple[str, float]:
     times, blind_times, right, blind_right, wanted = [], [], 0, 0, 0
     ways: Counter[str] = Counter()
     for query in queries:
@@ -82,11 +89,12 @@ def _line(
         right += len(set(best) & set(found.rows))
         blind_right += len(set(best) & set(met))
     ms, blind_ms = np.median(times) * 1000, np.median(blind_times) * 1000
-    return (
+    line = (
         f"{share:9.2%} {direction:10}{ms:8.2f}{right / wanted:8.3f}  {', '.join(ways):36}"
         f"{blind_ms:9.2f}{blind_right / wanted:8.3f}"
     )
+    return line, right / wanted
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

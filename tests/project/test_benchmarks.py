@@ -7,6 +7,7 @@ import math
 import pytest
 
 from benchmarks.retrieval import missed
+from benchmarks.vectors.report import Figures, ratios
 
 _GOOD = {"hybrid": {"ndcg@10": 0.56}, "dense": {"ndcg@10": 0.51}, "lexical": {"ndcg@10": 0.5}}
 
@@ -24,3 +25,22 @@ def test_a_figure_below_its_bound_and_one_of_no_queries_are_missed(figure: float
 @pytest.mark.parametrize("loss", [0.02, math.nan])
 def test_an_index_that_loses_too_much_is_missed(loss: float) -> None:
     assert len(missed(_GOOD, loss, {"loss": 0.01})) == 1
+
+
+def _figures(**changed: float) -> Figures:
+    values = {"one client": 3.0, "four clients": 3.0, "filtered": 10.0, "memory": 1.0, **changed}
+    values |= {"batches of 32": 1.0, "written": 1.0}
+    return Figures("1", values, {"one client": changed.get("recall", 0.99)})
+
+
+def test_a_peer_that_did_not_run_and_a_recall_that_is_none_are_missed() -> None:
+    peer = Figures("1", dict.fromkeys(_figures().values, 1.0))
+    everybody = {"sealcomb": _figures(), "chroma": peer, "hnswlib": peer}
+    assert ratios(everybody, ["sealcomb", "chroma", "hnswlib"]) == []
+    assert ratios({"sealcomb": _figures()}, ["sealcomb", "chroma"]) == [
+        "chroma, one client",
+        "chroma, four clients",
+        "chroma, filtered",
+    ]
+    for worse in ({"one client": 1.9}, {"memory": 1.2}, {"memory": math.nan}, {"recall": math.nan}):
+        assert len(ratios({**everybody, "sealcomb": _figures(**worse)}, list(everybody))) == 1
