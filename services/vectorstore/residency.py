@@ -206,6 +206,8 @@ class Residency:
     def _resized(self, id_: str, delta: int) -> None:
         """Counts what a collection has grown by, and closes the least used ones beyond the budget."""
         self._size_bytes += delta
+        if self._size_bytes <= self._most:
+            return
         for other in list(self._resident):
             if self._size_bytes <= self._most:
                 break
