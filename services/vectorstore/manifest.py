@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.vectorstore.index import Mask, Metric
+from services.vectorstore.operations import length_prefixed
 from services.vectorstore.parts import GRAPH, SEGMENT, Part
 from services.vectorstore.reader import DataDamaged, Reader
 
@@ -80,7 +81,7 @@ def encode(manifest: Manifest) -> bytes:
     ]
     for listed in manifest.segments:
         gone = b"" if listed.gone is None else np.packbits(listed.gone, bitorder="little").tobytes()
-        out += (_part(listed.part), _U32.pack(listed.items), _bytes(gone))
+        out += (_part(listed.part), _U32.pack(listed.items), length_prefixed(gone))
     out.append(b"\0" if manifest.graph is None else b"\1" + _part(manifest.graph))
     return b"".join(out)
 
@@ -136,9 +137,10 @@ def _read_part(reader: Reader, kind: str) -> Part:
 
 def _part(part: Part) -> bytes:
     return b"".join(
-        (_bytes(part.name.encode()), _bytes(part.key_id.encode()), _U64.pack(part.size_bytes), part.digest)
+        (
+            length_prefixed(part.name.encode()),
+            length_prefixed(part.key_id.encode()),
+            _U64.pack(part.size_bytes),
+            part.digest,
+        )
     )
-
-
-def _bytes(raw: bytes) -> bytes:
-    return _U32.pack(len(raw)) + raw

@@ -243,7 +243,7 @@ def _upsert(operation: UpsertPoints) -> Iterator[bytes]:
         yield _text(id_)
         if versions:
             yield _U64.pack(versions[place])
-        yield _bytes(metadata)
+        yield length_prefixed(metadata)
         yield _text(text)
     yield _vectors(operation.vectors)
 
@@ -254,7 +254,7 @@ def _update(operation: UpdatePoints) -> Iterator[bytes]:
         given = (metadata is not None) * _METADATA_GIVEN | (text is not None) * _TEXT_GIVEN
         yield _text(id_) + bytes([given])
         if metadata is not None:
-            yield _bytes(metadata)
+            yield length_prefixed(metadata)
         if text is not None:
             yield _text(text)
 
@@ -267,7 +267,7 @@ def _document(document: Document) -> bytes:
             _text(document.content_type),
             _U64.pack(document.size_bytes),
             _U32.pack(document.pages),
-            _bytes(document.metadata),
+            length_prefixed(document.metadata),
             _texts(document.principals),
             _I64.pack(document.create_time_ms),
             _text(document.object_key),
@@ -277,12 +277,13 @@ def _document(document: Document) -> bytes:
     )
 
 
-def _bytes(raw: bytes) -> bytes:
+def length_prefixed(raw: bytes) -> bytes:
+    """Bytes as `Reader.raw` reads them."""
     return _U32.pack(len(raw)) + raw
 
 
 def _text(text: str) -> bytes:
-    return _bytes(text.encode())
+    return length_prefixed(text.encode())
 
 
 def _texts(texts: Iterable[str]) -> bytes:

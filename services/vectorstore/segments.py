@@ -38,7 +38,14 @@ from services.vectorstore.index import Graph, Mask, Metric, load_graph
 from services.vectorstore.layout import Items, Ordinals
 from services.vectorstore.lexical import ANALYSER
 from services.vectorstore.manifest import DOCUMENTS, POINTS
-from services.vectorstore.operations import Operation, PutDocument, UpsertPoints, decode, encode
+from services.vectorstore.operations import (
+    Operation,
+    PutDocument,
+    UpsertPoints,
+    decode,
+    encode,
+    length_prefixed,
+)
 from services.vectorstore.points import PointState
 from services.vectorstore.reader import DataDamaged, Reader
 from services.vectorstore.shape import BadShape
@@ -56,7 +63,7 @@ def dump_segment(capture: Capture, items: Items, ordinals: Ordinals, dimension: 
     """A segment with these items of a capture, in chunks; for another thread."""
     kind = DOCUMENTS if capture.text else POINTS
     yield _PREFIX.pack(_SEGMENT_MAGIC, kind, dimension, len(items)) + ordinals.astype("<u8").tobytes()
-    yield _bytes(ANALYSER.encode())
+    yield length_prefixed(ANALYSER.encode())
     for operation in capture.operations(items):
         yield _section(OPERATIONS, encode([operation]))
     if capture.text:
@@ -64,7 +71,7 @@ def dump_segment(capture: Capture, items: Items, ordinals: Ordinals, dimension: 
         gathered: list[bytes] = []
         size = 0
         for term, postings in capture.postings(items):
-            gathered += (_bytes(term.encode()), _bytes(postings))
+            gathered += (length_prefixed(term.encode()), length_prefixed(postings))
             size += len(postings)
             if size > _CHUNK_BYTES:
                 yield _section(POSTINGS, b"".join(gathered))
@@ -192,7 +199,7 @@ def _load_documents(
         kept = np.repeat(there, counts)
         if len(numbers) != len(kept):
             raise DataDamaged
-        into.lexical.load(numbers, _postings(postings), kept)
+        into.lexical.load(numbers, read_postings(postings), kept)
 
 
 def _sections(reader: Reader, dimension: int) -> tuple[Iterator[Operation], bytes, list[memoryview]]:
@@ -216,7 +223,8 @@ def _sections(reader: Reader, dimension: int) -> tuple[Iterator[Operation], byte
     return made, lengths, postings
 
 
-def _postings(sections: Iterable[memoryview]) -> Iterator[tuple[str, bytes]]:
+def read_postings(sections: Iterable[memoryview]) -> Iterator[tuple[str, bytes]]:
+    """The postings in sections, by term."""
     for section in sections:
         reader = Reader(section)
         while not reader.at_end:
@@ -225,7 +233,3 @@ def _postings(sections: Iterable[memoryview]) -> Iterator[tuple[str, bytes]]:
 
 def _section(tag: int, content: bytes) -> bytes:
     return _SECTION.pack(tag, len(content)) + content
-
-
-def _bytes(raw: bytes) -> bytes:
-    return _U32.pack(len(raw)) + raw

@@ -18,8 +18,6 @@ whole object was authenticated. The number is 0 where points had no versions yet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 
 from services.vectorstore.columns import Indexed
@@ -30,7 +28,7 @@ from services.vectorstore.manifest import Moment, read_prefix
 from services.vectorstore.operations import PutDocument, decode
 from services.vectorstore.points import PointState
 from services.vectorstore.reader import DataDamaged, Reader
-from services.vectorstore.segments import new_state
+from services.vectorstore.segments import new_state, read_postings
 from services.vectorstore.shape import BadShape
 from services.vectorstore.state import State
 
@@ -66,7 +64,7 @@ def load(plaintext: bytes | bytearray, indexed: Indexed = None) -> tuple[Moment,
     if isinstance(state, DocumentState):
         state.next_sequence = number
         if same_analyser:
-            state.lexical.load(lengths, _postings(postings))
+            state.lexical.load(lengths, read_postings(postings))
     elif isinstance(state, PointState):
         state.next_version = max(state.next_version, number)
     if graph is not None:
@@ -85,10 +83,3 @@ def _restore(state: State, content: memoryview, dimension: int, same_analyser: b
             state.restore(operation)
         else:
             state.apply(operation)
-
-
-def _postings(sections: Iterable[memoryview]) -> Iterator[tuple[str, bytes]]:
-    for section in sections:
-        reader = Reader(section)
-        while not reader.at_end:
-            yield reader.text(), reader.raw()

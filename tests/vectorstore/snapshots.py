@@ -27,10 +27,11 @@ from services.vectorstore.operations import (
     PutDocument,
     UpsertPoints,
     encode,
+    length_prefixed,
 )
 from services.vectorstore.parts import open_object, seal_object
 from services.vectorstore.points import PointState
-from services.vectorstore.segments import LENGTHS, OPERATIONS, POSTINGS, _bytes, _section
+from services.vectorstore.segments import LENGTHS, OPERATIONS, POSTINGS, _section
 from services.vectorstore.snapshot import Wish, Writer, Written, read_parts
 from services.vectorstore.state import Capture, State
 from tests.vectorstore.fakes import metadata_of, vector_of
@@ -157,12 +158,14 @@ def dumped(state: State) -> bytes:
 def dump(moment: Moment, capture: Capture) -> Iterator[bytes]:
     """The same of a capture."""
     items = capture.live_items.nonzero()[0]
-    yield prefix(whole.MAGIC, moment) + _bytes(ANALYSER.encode())
+    yield prefix(whole.MAGIC, moment) + length_prefixed(ANALYSER.encode())
     for operation in capture.operations(items):
         yield _section(OPERATIONS, encode([operation]))
     if moment.text:
         yield _section(LENGTHS, capture.lengths(items))
-        postings = (_bytes(term.encode()) + _bytes(raw) for term, raw in capture.postings(items))
+        postings = (
+            length_prefixed(term.encode()) + length_prefixed(raw) for term, raw in capture.postings(items)
+        )
         yield _section(POSTINGS, b"".join(postings))
     packed = b"" if capture.graph is None else capture.pack(capture.graph)
     if packed:
