@@ -138,6 +138,7 @@ class PortionStore:
 
 async def _in_time(work: Any) -> Any:
     answer = asyncio.ensure_future(work)
+    answer.add_done_callback(_looked_at)
     try:
         for _ in range(_LOOKS):
             done, _pending = await asyncio.wait({answer}, timeout=_TIMEOUT_S / _LOOKS)
@@ -148,6 +149,12 @@ async def _in_time(work: Any) -> Any:
         raise StoreLost from error
     finally:
         answer.cancel()
+
+
+def _looked_at(answer: asyncio.Future[Any]) -> None:
+    # Nobody waits for how one that was late ends.
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _options(address: Address) -> dict[str, Any]:
