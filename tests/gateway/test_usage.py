@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +19,7 @@ from services.gateway.limits import LimitChange
 from services.gateway.store import GatewayStore
 from services.gateway.usage.amounts import QUOTAS, Amounts, date_of, day_of, end_of, first_of_month
 from services.gateway.usage.report import Usage, UsageReports
+from services.gateway.usage.store import Deltas
 from tests.gateway.fakes import OPERATOR_METHOD, Policy, acting
 
 READ = "/sealcomb.v1.VectorService/Query"
@@ -202,6 +206,32 @@ async def test_nothing_is_lost_or_counted_twice_when_the_database_fails(
     policy.admit(READ, token)
     assert [amounts.calls for _, amounts in (await usage(policy, account)).days] == [2]
     assert [amounts.calls for _, amounts in (await usage(policy, account)).days] == [2]
+
+
+async def test_who_leaves_while_usage_is_written_counts_nothing_twice(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B11: a caller that asks and hangs up would use up everybody's quotas."""
+    account, token = await policy.new_account()
+    policy.admit(READ, token)
+    store = policy.store.usage()
+    began, goes_on = threading.Event(), threading.Event()
+
+    def add(deltas: Deltas) -> None:
+        began.set()
+        assert goes_on.wait(30)
+        store.add(deltas)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy.meters, "_store", SimpleNamespace(add=add))
+        asking = asyncio.create_task(usage(policy, account))
+        assert await asyncio.to_thread(began.wait, 30)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        goes_on.set()
+        await policy.meters.write()
+    assert (await usage(policy, account)).days[0][1] == Amounts(calls=1)
 
 
 async def test_meters_of_accounts_that_are_gone_take_no_memory(policy: Policy) -> None:

@@ -88,6 +88,7 @@ class Meters:
         # Counts of a day that is over, or that could not be written.
         self._rest: list[tuple[str, int, Amounts]] = []
         self._flushing = asyncio.Lock()
+        self._writings: set[asyncio.Task[None]] = set()
 
     def of(self, account: str, quotas: Mapping[str, int], used: Used | None) -> Meter:
         """An account's meter, with these quotas from now on; `used` is what the store says, if asked."""
@@ -119,8 +120,8 @@ class Meters:
 
     async def flush(self) -> None:
         """Writes what was counted, and reads what accounts with quotas have used in all."""
+        await self.write()
         async with self._flushing:
-            await self._write()
             self._sweep()
             for meter in [meter for meter in self._meters.values() if meter.quotas]:
                 day, pending = meter.day, meter.pending
@@ -129,11 +130,24 @@ class Meters:
                     meter.read(used)
 
     async def write(self) -> None:
-        """Writes what was counted."""
-        async with self._flushing:
-            await self._write()
+        """Writes what was counted; who stops waiting does not end it."""
+        # The thread that writes would go on all the same, and what it wrote be counted again.
+        writing = asyncio.get_running_loop().create_task(self._write())
+        self._writings.add(writing)
+        writing.add_done_callback(self._written)
+        await asyncio.shield(writing)
+
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        self._writings.discard(writing)
+        if not writing.cancelled():
+            # Looked at, since whoever waited may have left.
+            writing.exception()
 
     async def _write(self) -> None:
+        async with self._flushing:
+            await self._write_busy()
+
+    async def _write_busy(self) -> None:
         busy = [meter for meter in self._meters.values() if meter.pending.any()]
         rest, self._rest = self._rest, []
         deltas = [*rest, *((meter.account, meter.day, meter.pending) for meter in busy)]
@@ -144,7 +158,7 @@ class Meters:
             meter.pending = Amounts()
         try:
             await asyncio.to_thread(self._store.add, deltas)
-        except BaseException:
+        except Exception:
             # Counted again with the next writing; what the store did of this one it undid.
             self._rest = deltas + self._rest
             raise
