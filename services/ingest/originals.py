@@ -70,6 +70,9 @@ class Originals:
         self._clock = clock
         self._kept: list[str] = []
         self._keeping: asyncio.Task[None] | None = None
+        # What is being settled right now, under the lock.
+        self._settling: frozenset[str] = frozenset()
+        self._settle_lock = asyncio.Lock()
         self._swept: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._resealing = asyncio.Semaphore(1)
         self._drops: dict[str, int] = {}
@@ -115,9 +118,12 @@ class Originals:
         The key is the document's, unless it is given: versions of one document have one object each.
         """
         row = self._unsettled(account, collection_id, document_id, commit_within_s, object_key)
+        # What is about to be settled, or just is, must not take this row with it.
         if row.object_key in self._kept:
-            # What was about to be settled must not take this row with it.
             self._kept.remove(row.object_key)
+        if row.object_key in self._settling:
+            async with self._settle_lock:
+                pass
         await asyncio.to_thread(self._store.add_unsettled, row)
         return row.object_key
 
@@ -153,11 +159,15 @@ class Originals:
             await self._keep_all()
 
     async def _keep_all(self) -> None:
-        kept, self._kept = self._kept, []
-        try:
-            await asyncio.to_thread(self._store.remove_unsettled, *kept)
-        except SealcombError as error:
-            _log.info("settled originals are still remembered", count=len(kept), reason=error.reason)
+        async with self._settle_lock:
+            kept, self._kept = self._kept, []
+            self._settling = frozenset(kept)
+            try:
+                await asyncio.to_thread(self._store.remove_unsettled, *kept)
+            except SealcombError as error:
+                _log.info("settled originals are still remembered", count=len(kept), reason=error.reason)
+            finally:
+                self._settling = frozenset()
 
     async def discard(self, object_key: str) -> None:
         """Removes an original that no record names."""

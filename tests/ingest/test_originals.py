@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,31 @@ async def test_a_settled_original_is_remembered_no_more(bench: Bench) -> None:
     await bench.originals.discard(await bench.write(ids.new_id()))
     assert bench.store.unsettled_before(ACCOUNT, COLLECTION, 2**60) == []
     assert len(bench.objects) == 1
+
+
+async def test_what_is_unsettled_again_while_it_is_being_settled_stays_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that comes right after an upload and is interrupted must be found by the sweep."""
+    begun, go_on = threading.Event(), threading.Event()
+    forget = bench.store.remove_unsettled
+
+    def remove(*object_keys: str) -> None:
+        begun.set()
+        go_on.wait(30)
+        forget(*object_keys)
+
+    monkeypatch.setattr(bench.store, "remove_unsettled", remove)
+    document = ids.new_id()
+    key = await bench.write(document)
+    bench.originals.keep_soon(key)
+    await eventually(begun.is_set)
+    again = asyncio.create_task(bench.originals.unsettle(ACCOUNT, COLLECTION, document, 10.0, key))
+    await asyncio.sleep(0.2)
+    go_on.set()
+    await again
+    await bench.originals.settle()
+    assert [row.object_key for row in bench.store.unsettled_before(ACCOUNT, COLLECTION, 2**60)] == [key]
 
 
 async def test_originals_that_are_settled_together_share_a_transaction(
