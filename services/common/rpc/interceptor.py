@@ -118,9 +118,10 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 if caller is None:
                     response = await behaviour(request, context)
                 else:
-                    # What another replica passed on was counted there.
-                    own = peer_service(context) == self._service
-                    count = None if own else self._counts.get(path)
+                    count = self._counts.get(path)
+                    if count is not None and peer_service(context) == self._service:
+                        # What another replica passed on was counted there.
+                        count = None
                     if count is not None and streams:
                         request = _counted(count, caller.context.account, request)
                     with self._under_way(path, caller, streams), acting_as(caller):
