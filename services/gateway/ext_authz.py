@@ -137,6 +137,9 @@ class ExtAuthz(asyncio.Protocol):
             async with asyncio.timeout(DECIDE_S):
                 grant = await self._authorizer.admit_slowly(path, authorization, address)
             answer = _allow(grant, span)
+        except TimeoutError:
+            # What does not answer is in the log as such; each call would say it too.
+            answer = _refuse(_undecided(), request, span)
         except Exception as error:  # noqa: BLE001  (as above)
             answer = _refuse(error, request, span)
         self._pending = None
@@ -221,10 +224,14 @@ def _allow(grant: Grant, span: Span | None) -> bytes:
     return _OK + place + grant.rendered
 
 
+def _undecided() -> Unavailable:
+    return Unavailable("the call could not be authorised; try again", retry_after_s=1.0)
+
+
 def _refuse(error: Exception, request: _Request, span: Span | None) -> bytes:
     if not isinstance(error, SealcombError):
         _log.error("decision failed", request_id=request.id, exc_info=error)
-        error = Unavailable("the call could not be authorised; try again", retry_after_s=1.0)
+        error = _undecided()
     _decisions.labels(error.kind.name).inc()
     if span is not None:
         span.end(error.kind.name)

@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from structlog.testing import capture_logs
 
 from services.common import tracing
+from services.gateway import ext_authz
 from services.gateway.ext_authz import ExtAuthzServer
 from services.gateway.limits import LimitChange
 from tests.common.collector import collecting
@@ -189,6 +190,24 @@ async def test_a_fault_in_the_decision_refuses_the_call_and_tells_nothing(
     assert "sealcomb-context" not in headers
     assert "canary" not in str(headers) + str(status_of(headers))
     assert token not in str(logs)
+
+
+async def test_a_decision_that_takes_too_long_refuses_the_call_and_fills_no_log(
+    policy: Policy, socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B9: a database that hangs is one line of the change feed's, not a trace of the stack for each call."""
+    _, token = await policy.new_account()
+
+    async def hang(token_id: str, digest: bytes) -> None:
+        await asyncio.Event().wait()
+
+    policy.store.is_local = False
+    monkeypatch.setattr(policy.sessions, "_read_elsewhere", hang)
+    monkeypatch.setattr(ext_authz, "DECIDE_S", 0.05)
+    with capture_logs() as logs:
+        ((code, headers),) = await ask(socket_path, request(READ, token))
+    assert (code, headers["grpc-status"]) == (503, "14")
+    assert not logs
 
 
 @pytest.mark.parametrize(
