@@ -144,9 +144,9 @@ class Catalog:
         return replace(wanted, id=ids.new_id(), account=account, create_time_ms=now_ms)
 
     async def add(
-        self, key: DataKey, made: Descriptor, head: bytes, lsn: int, extent: tuple[int, int]
+        self, key: DataKey, made: Descriptor, head: bytes, lsn: int, extent: tuple[int, int], maker: str
     ) -> None:
-        """Makes a draft a collection, with the head of what was written for it, its points and bytes."""
+        """Makes a draft a collection, with the head of what a replica wrote for it, its points and bytes."""
         new = NewCollection(
             id=made.id,
             account=made.account,
@@ -160,7 +160,7 @@ class Catalog:
             size_bytes=extent[1],
         )
         try:
-            await self._in_thread(lambda: self._store.add(new, self._most))
+            await self._in_thread(lambda: self._store.add(new, self._most, maker))
         except AlreadyExists:
             raise _name_taken() from None
 

@@ -2,7 +2,9 @@
 
 The points are gathered in memory, under the limits of collection and account, and written as a first
 snapshot. The row that makes the collection exist is the last thing that is written, with a head that names
-that snapshot; until then nobody sees anything, and what a crash leaves is removed at the next start.
+that snapshot; until then nobody sees anything, and what a crash leaves is removed at a later start. Of
+several replicas none removes what another one still makes: it is named after its maker, whose row is refused
+once it was found dead.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from services.common.sealing import DataKey
 from services.vectorstore import quotas
 from services.vectorstore.catalog import CATALOG, COLLECTION, Catalog, Descriptor, ResourceKeys
 from services.vectorstore.layout import Layout
+from services.vectorstore.leases import Leases
 from services.vectorstore.log import NO_HASH, Head, Scope, seal_head
 from services.vectorstore.manifest import Moment
 from services.vectorstore.metadata import Fields
@@ -31,7 +34,7 @@ from services.vectorstore.places import Places
 from services.vectorstore.points import PointState
 from services.vectorstore.quotas import Caps, Usage, Usages
 from services.vectorstore.snapshot import Wish, Writer, Written, discard_old
-from services.vectorstore.store import Store
+from services.vectorstore.store import LeasesLost, Store
 from services.vectorstore.writing import size_of, too_many_fields
 
 _T = TypeVar("_T")
@@ -53,6 +56,7 @@ class Importer:
     workers: Executor
     caps: Caps
     usages: Usages
+    leases: Leases
     places: Places = field(default_factory=lambda: Places("imports", _AT_ONCE_MAX, _ACCOUNT_AT_ONCE_MAX))
 
     async def begin(self, wanted: Descriptor) -> Import:
@@ -127,7 +131,8 @@ class Import:
         scope = Scope(made.account, made.id)
         # It may have been turned off meanwhile.
         key = await importer.keys.current(made.id, COLLECTION)
-        writer = Writer(importer.store, importer.objects, key, scope, 0, self._stop)
+        maker = importer.leases.replica
+        writer = Writer(importer.store, importer.objects, key, scope, 0, self._stop, maker)
         moment = Moment(False, made.dimension, made.metric, _LSN, NO_HASH, self._state.next_number)
 
         def write() -> Written:
@@ -136,5 +141,10 @@ class Import:
         written = await importer.in_thread(write)
         head = seal_head(key, scope, Head(_LSN, NO_HASH, _LSN, written.digest))
         extent = (self._state.points, self._state.size_bytes)
-        await importer.catalog.add(self._catalog_key, made, head, _LSN, extent)
+        try:
+            await importer.catalog.add(self._catalog_key, made, head, _LSN, extent, maker)
+        except LeasesLost:
+            # Whoever found this replica dead may have removed what was noted before all of it was written.
+            await importer.in_thread(writer.withdraw)
+            raise
         return made

@@ -21,8 +21,9 @@ from prometheus_client import Counter, Gauge
 from services.common import ids
 from services.common.clock import Clock
 from services.common.errors import NotFound, SealcombError, Unavailable
-from services.vectorstore.holders.store import Elsewhere, HolderStore, LeasesLost
+from services.vectorstore.holders.store import Elsewhere, HolderStore
 from services.vectorstore.log import LostPlace
+from services.vectorstore.store import LeasesLost
 
 _log = structlog.get_logger("leases")
 _held = Gauge("sealcomb_leases_held", "Collections that this replica holds")
@@ -60,9 +61,23 @@ class Leases(Protocol):
     def held(self) -> list[str]:
         """The collections that this replica holds."""
 
+    @property
+    def replica(self) -> str:
+        """The name of this replica, or of this process."""
+
+    async def is_over(self, replica: str) -> bool:
+        """Whether a replica, or a process on the same database, makes nothing any more; "": not known."""
+
 
 class SoleHolder:
     """The only process of its database: it holds everything."""
+
+    def __init__(self) -> None:
+        self.replica = ids.new_id()
+
+    async def is_over(self, replica: str) -> bool:
+        """All others are."""
+        return replica != self.replica
 
     def epoch_of(self, collection: str) -> int | None:
         """Always, in whichever epoch."""
@@ -139,6 +154,15 @@ class SharedLeases:
     def held(self) -> list[str]:
         """See Leases."""
         return list(self._epochs)
+
+    @property
+    def replica(self) -> str:
+        """See Leases."""
+        return self._id
+
+    async def is_over(self, replica: str) -> bool:
+        """See Leases."""
+        return bool(replica) and await self._in_thread(self._store.is_over, replica)
 
     async def claim(self, account: str, collection: str) -> bool:
         """See Leases. Raises Unavailable, and NotFound where there is no such collection any more."""

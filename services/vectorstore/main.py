@@ -46,6 +46,7 @@ _log = structlog.get_logger("vectorstore")
 _EVERY_ADDRESS = ("0.0.0.0", "[::]", "")  # noqa: S104
 _JOIN_WAIT_S = 1.0
 _HAND_OVER_S = 30.0
+_REMOVE_S = 30.0
 
 
 async def serve(settings: VectorstoreSettings) -> None:
@@ -81,6 +82,7 @@ async def serve(settings: VectorstoreSettings) -> None:
             await connected(channel, unless=stopping)
             await claimed(objects, node.database_id, unless=stopping)
             await join_replicas(node, settings, server.port, stopping)
+            await remove_abandoned(node)
             await server.set_ready(True)
             _log.info("serving", port=server.port)
 
@@ -134,6 +136,14 @@ async def join_replicas(node: Node, settings: VectorstoreSettings, port: int, un
             _log.warning("waiting for the database", reason=error.reason)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(unless.wait(), _JOIN_WAIT_S)
+
+
+async def remove_abandoned(node: Node) -> None:
+    """Removes what earlier processes left of imports; what cannot be removed now is at the next start."""
+    try:
+        await asyncio.wait_for(node.remove_abandoned(), _REMOVE_S)
+    except (SealcombError, TimeoutError) as error:
+        _log.warning("what broken imports left is not all removed", exception_type=type(error).__name__)
 
 
 async def hand_over(node: Node) -> None:

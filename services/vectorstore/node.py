@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
@@ -107,12 +108,16 @@ class Node:
             self.store, self.keys, peer, self._sql, clock, limits.collections_per_account_max
         )
         self.importer = Importer(
-            self.store, objects, self.keys, peer, self.catalog, self._builders, limits.caps, self._usages
+            self.store,
+            objects,
+            self.keys,
+            peer,
+            self.catalog,
+            self._builders,
+            limits.caps,
+            self._usages,
+            self.leases,
         )
-        if self.store.is_local:
-            # Nobody else works on a file: what is noted for no collection is of an import that broke.
-            for orphan in self.store.orphans():
-                discard_old(self.store, objects, orphan, 0, 0, Layout())
         if isinstance(self.leases, SharedLeases):
             self.leases.on_lost = self.residency.drop_all
             self.residency.reread = self.catalog.reread
@@ -157,6 +162,14 @@ class Node:
         for _account, collection in await self._in_thread(lambda: self.store.owned(account)):
             with contextlib.suppress(HeldElsewhere):
                 await self.purge(account, collection)
+
+    async def remove_abandoned(self) -> None:
+        """Removes what was written for collections that nobody will make, since their makers have ended."""
+        for collection, maker in (await self._in_thread(self.store.orphans)).items():
+            if await self.leases.is_over(maker):
+                await self._in_thread(
+                    partial(discard_old, self.store, self._objects, collection, 0, 0, Layout())
+                )
 
     async def hand_over(self) -> None:
         """Gives what this replica holds to the others, if there are any, while it still answers."""

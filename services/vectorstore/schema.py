@@ -136,3 +136,10 @@ class PartRow:
     name: str
     object_key: str
     key_id: str
+
+
+def now_us(dialect: str) -> sa.ColumnElement[int]:
+    """The database's own clock, at the statement and not at the transaction's beginning."""
+    if dialect == "postgresql":
+        return sa.literal_column("(extract(epoch from clock_timestamp()) * 1000000)::bigint", sa.BigInteger)
+    return sa.literal_column("CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)", sa.BigInteger)

@@ -81,6 +81,8 @@ class Writer:
     scope: Scope
     epoch: int
     stop: threading.Event
+    # Whose collection it is as long as it is nobody's: of one that is not there yet.
+    maker: str = ""
     _noted: list[str] = field(default_factory=list)
 
     def write(self, moment: Moment, capture: Capture, stored: Layout, wish: Wish) -> Written:
@@ -123,7 +125,7 @@ class Writer:
         manifest = encode(Manifest(moment, layout.next_ordinal, listed, graph))
         sealed = seal_object(self.key, self.scope.identity("snapshot", moment.lsn), [manifest])
         self._go_on()
-        digest, _size = put_object(self.objects, _manifest_key(self.scope, moment.lsn, self.epoch), sealed)
+        digest, _size = put_object(self.objects, self._manifest_key(moment.lsn), sealed)
         self._go_on()
         gone = sum(int(np.count_nonzero(each.gone)) for each in listed if each.gone is not None)
         return Written(replace(layout, segments=tuple(segments), graph=graph, gone=gone), digest)
@@ -134,7 +136,7 @@ class Writer:
 
     def _note(self, moment: Moment, names: list[str]) -> None:
         rows = [PartRow(name, object_key(self.scope, name), self.key.id) for name in names]
-        row = SnapshotRow(moment.lsn, _manifest_key(self.scope, moment.lsn, self.epoch), self.key.id)
+        row = SnapshotRow(moment.lsn, self._manifest_key(moment.lsn), self.key.id)
         if not self.store.plan_snapshot(self.scope.collection, self.epoch, row, rows):
             raise LostPlace
         self._noted.extend([row.object_key, *(part.object_key for part in rows)])
@@ -144,6 +146,11 @@ class Writer:
         ordinals = layout.ordinals[stretch.items]
         content = dump_segment(capture, stretch.items, ordinals, dimension)
         return Segment(put_part(self.objects, self.key, self.scope, name, content), ordinals)
+
+    def _manifest_key(self, lsn: int) -> str:
+        # No two holders, of whom one may be late, ever write the same object.
+        writer = self.maker or (str(self.epoch) if self.epoch > 1 else "")
+        return object_key(self.scope, f"snap-{lsn:020d}" + (f"-{writer}" if writer else ""))
 
     def _go_on(self) -> None:
         if self.stop.is_set():
@@ -227,19 +234,15 @@ def discard_old(
     named = {part.name for part in layout.parts}
     # What was noted up to an epoch and is not named in it is never named again, however late this is.
     snapshots, parts = store.noted(collection, epoch)
-    for snapshot in snapshots:
-        if snapshot.lsn != current:
-            objects.delete(snapshot.object_key)
-            store.forget_snapshot(collection, snapshot)
     for part in parts:
         if part.name not in named:
             objects.delete(part.object_key)
             store.forget_part(collection, part.name)
-
-
-def _manifest_key(scope: Scope, lsn: int, epoch: int) -> str:
-    # No two holders, of whom one may be late, ever write the same object.
-    return object_key(scope, f"snap-{lsn:020d}" + (f"-{epoch}" if epoch > 1 else ""))
+    # Last, since they say whose parts those of a collection that was never made are.
+    for snapshot in snapshots:
+        if snapshot.lsn != current:
+            objects.delete(snapshot.object_key)
+            store.forget_snapshot(collection, snapshot)
 
 
 __all__ = ["Moment", "SnapshotBroken", "Wish", "Writer", "Written", "copy", "discard_old", "read_parts"]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from services.common import ids
 from services.common.database import readers
 from services.common.errors import AlreadyExists, QuotaViolation, ResourceExhausted, Unavailable
 from services.common.sealing import HEADER_BYTES, key_id_of
@@ -25,9 +26,20 @@ from services.vectorstore.schema import (
     SnapshotRow,
     collections,
     log,
+    now_us,
     parts,
+    replicas,
     snapshots,
 )
+
+
+class LeasesLost(Unavailable):
+    """The replica's time is over; it joins anew by itself, and has changed nothing."""
+
+    reason = "LEASES_LOST"
+
+    def __init__(self) -> None:
+        super().__init__("the replica has lost its leases; try again", retry_after_s=0.2)
 
 
 class Stored(NamedTuple):
@@ -51,10 +63,15 @@ class Store:
         # Whether a point read may be made where nothing must wait.
         self.is_local = engine.dialect.name == "sqlite"
 
-    def add(self, new: NewCollection, most: int) -> None:
-        """Stores a new collection; AlreadyExists for a taken tag, ResourceExhausted beyond `most`."""
+    def add(self, new: NewCollection, most: int, maker: str = "") -> None:
+        """Stores a new collection; AlreadyExists for a taken tag, ResourceExhausted beyond `most`.
+
+        One that a replica has made objects for exists only if that replica's time is not over.
+        """
         values = {name: getattr(new, name) for name in NewCollection.__dataclass_fields__}
         with storage_errors(), self._engine.begin() as connection:
+            if maker and not self.is_local and not _lives(connection, maker):
+                raise LeasesLost
             _lock_account(connection, new.account)
             owned = sa.select(sa.func.count()).where(collections.c.account == new.account)
             if connection.execute(owned).scalar_one() >= most:
@@ -215,17 +232,18 @@ class Store:
         with storage_errors(), self._reader.connect() as connection:
             return _parts(connection, collection)
 
-    def orphans(self) -> list[str]:
-        """Collections that objects are noted for, and that are not there."""
+    def orphans(self) -> dict[str, str]:
+        """Collections that objects are noted for and that are not there, each with who was to make it."""
         there = sa.select(collections.c.id)
-        noted = sa.union(
-            *(
-                sa.select(table.c.collection).where(table.c.collection.not_in(there))
-                for table in (snapshots, parts)
-            )
-        )
-        with storage_errors(), self._reader.connect() as connection:
-            return list(connection.execute(noted).scalars())
+        found: dict[str, str] = {}
+        with storage_errors(), self._reader.begin() as connection:
+            for table in (parts, snapshots):
+                query = sa.select(table.c.collection, table.c.object_key)
+                for collection, object_key in connection.execute(
+                    query.where(table.c.collection.not_in(there))
+                ):
+                    found[collection] = maker_of(object_key) if table is snapshots else ""
+        return found
 
     def noted(self, collection: str, epoch: int) -> tuple[list[SnapshotRow], list[PartRow]]:
         """All snapshots and parts that are noted; none for a writer that has lost its place."""
@@ -255,6 +273,18 @@ class Store:
         with storage_errors(), self._reader.connect() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else CollectionRow(*row)
+
+
+def maker_of(manifest_key: str) -> str:
+    """The replica that the manifest of a collection that it makes is named after; empty: none."""
+    maker = manifest_key.rpartition("-")[2]
+    return maker if ids.is_id(maker) else ""
+
+
+def _lives(connection: sa.Connection, replica: str) -> bool:
+    """Whether a replica's time is not over; nobody finds it to be until the transaction ends."""
+    query = sa.select(replicas.c.until_us > now_us(connection.dialect.name)).where(replicas.c.id == replica)
+    return bool(connection.execute(query.with_for_update()).scalar_one_or_none())
 
 
 def _lock_account(connection: sa.Connection, account: str) -> None:

@@ -20,13 +20,16 @@ from services.common.clock import SystemClock
 from services.common.database import migrate, open_engine
 from services.common.errors import NotFound, Unavailable
 from services.vectorstore import editing
+from services.vectorstore.catalog import Descriptor
 from services.vectorstore.holders.store import Elsewhere, Held, HolderStore
+from services.vectorstore.index import Metric
 from services.vectorstore.leases import SharedLeases
 from services.vectorstore.log import LostPlace
 from services.vectorstore.operations import UpsertPoints
+from services.vectorstore.schema import SnapshotRow
 from services.vectorstore.store import Store
 from tests.postgres import Postgres
-from tests.vectorstore.fakes import ACCOUNT, OTHER, FakeClock, Space, settle
+from tests.vectorstore.fakes import ACCOUNT, OTHER, FakeClock, Space, acting, settle
 from tests.vectorstore.replicas import Replicas
 from tests.vectorstore.test_store import new
 
@@ -132,6 +135,52 @@ def test_of_many_that_claim_at_once_one_holds(holders: Holders) -> None:
             won = [replica for replica, won in zip(replicas, pool.map(claim, replicas), strict=True) if won]
         assert len(won) == 1
         holders.store.release([holders.collection], won[0])
+
+
+def test_f15_what_a_dead_replica_was_making_never_comes_to_be(holders: Holders) -> None:
+    """F15, F18: what an import left is its maker's while that one lives; then it is refused, and removed."""
+    store, makers = Store(holders.engine), [holders.replica(1), holders.replica(2)]
+    made = [new("living's"), new("dead's")]
+    for maker, one in zip(makers, made, strict=True):
+        assert store.plan_snapshot(one.id, 0, SnapshotRow(1, f"a/{one.id}/snap-1-{maker}", one.key_id))
+    assert store.orphans() == {one.id: maker for maker, one in zip(makers, made, strict=True)}
+    holders.end(makers[1])
+    assert [holders.store.is_over(maker) for maker in makers] == [False, True]
+    assert not holders.store.renew(makers[1], LIFE_US)
+    store.add(made[0], 10, makers[0])
+    assert list(store.orphans()) == [made[1].id]
+    if not store.is_local:
+        with pytest.raises(Unavailable):
+            store.add(made[1], 10, makers[1])
+        assert store.by_id(ACCOUNT, made[1].id) is None
+
+
+async def test_what_a_crash_left_of_an_import_is_removed_by_another_replica_and_not_before(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = [await replicas.start(lease_s=60.0) for _ in range(2)]
+
+    async def crashes(*_arguments: object) -> None:
+        raise RuntimeError("as if the process had ended")
+
+    with acting():
+        monkeypatch.setattr(one.node.catalog, "add", crashes)
+        wanted = Descriptor("", "", "things", 2, Metric.COSINE, "", "", 0)
+        unfinished = await one.node.importer.begin(wanted)
+        unfinished.add(_points("a", "b"), [{}, {}])
+        with pytest.raises(RuntimeError):
+            await unfinished.finish()
+    written = one.node._objects.list("")
+    assert written
+    await two.node.remove_abandoned()
+    assert one.node._objects.list("") == written
+    engine = open_engine(replicas.url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE replicas SET until_us = 1 WHERE id = :id"), {"id": one.leases._id})
+    engine.dispose()
+    await two.node.remove_abandoned()
+    assert one.node._objects.list("") == []
+    assert two.node.store.orphans() == {}
 
 
 async def test_a_replica_stops_believing_in_itself_before_the_database_does(holders: Holders) -> None:

@@ -332,6 +332,7 @@ async def test_an_import_that_breaks_at_its_end_leaves_nothing_also_when_nobody_
     assert rig.node.store.orphans()
     assert await names(rig) == ["things"]
     again = open_node(rig.folder, rig.keyvault)
+    await again.remove_abandoned()
     assert nothing_left(rig)
     await again.close()
 

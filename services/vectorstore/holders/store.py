@@ -13,18 +13,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from services.common.errors import Unavailable
-from services.vectorstore.schema import collections, replicas
-from services.vectorstore.store import storage_errors
-
-
-class LeasesLost(Unavailable):
-    """The replica's time is over; it joins anew by itself, and has changed nothing."""
-
-    reason = "LEASES_LOST"
-
-    def __init__(self) -> None:
-        super().__init__("the replica has lost its leases; try again", retry_after_s=0.2)
+from services.vectorstore.schema import collections, now_us, replicas
+from services.vectorstore.store import LeasesLost, storage_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +38,7 @@ class HolderStore:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._now_us = _now_us(engine.dialect.name)
+        self._now_us = now_us(engine.dialect.name)
 
     def register(self, replica: str, address: str, life_us: int) -> None:
         """Adds a replica; an earlier one of the address is gone, since this one listens there."""
@@ -124,6 +114,15 @@ class HolderStore:
         with storage_errors(), self._engine.begin() as connection:
             connection.execute(collections.update().where(mine).values(holder=None))
 
+    def is_over(self, replica: str) -> bool:
+        """Whether a replica's time is over, for good: what it was to make it never makes."""
+        with storage_errors(), self._engine.begin() as connection:
+            if self._living(connection, replica, lock=True) is not None:
+                return False
+            # Whoever is judged dead stays dead.
+            connection.execute(replicas.delete().where(replicas.c.id == replica))
+            return True
+
     def counts(self) -> list[tuple[str, int]]:
         """The address of each replica that lives, and how many collections it holds."""
         living = replicas.c.until_us > self._now_us
@@ -163,10 +162,3 @@ class HolderStore:
         )
         query = sa.select(replicas.c.id, replicas.c.address).where(staying).order_by(replicas.c.id)
         return [Elsewhere(*row) for row in connection.execute(query)]
-
-
-def _now_us(dialect: str) -> sa.ColumnElement[int]:
-    """The database's own clock, at the statement and not at the transaction's beginning."""
-    if dialect == "postgresql":
-        return sa.literal_column("(extract(epoch from clock_timestamp()) * 1000000)::bigint", sa.BigInteger)
-    return sa.literal_column("CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)", sa.BigInteger)

@@ -30,9 +30,9 @@ from services.common.rpc.interceptor import peer_service
 from services.common.rpc.status import error_from_call
 from services.vectorstore.catalog import Catalog, no_such_collection
 from services.vectorstore.collection import CollectionClosed
-from services.vectorstore.holders.store import LeasesLost
 from services.vectorstore.leases import HeldElsewhere, SharedLeases
 from services.vectorstore.log import LostPlace
+from services.vectorstore.store import LeasesLost
 
 _log = structlog.get_logger("forwarding")
 _forwards = Counter("sealcomb_forwards_total", "Calls passed on to the replica that holds them", ["outcome"])
