@@ -101,7 +101,10 @@ class Store:
         return result
 
     async def scrub(self) -> None:
-        """Removes deleted rows from the files of the database as well, as far as the database lets us."""
+        """Removes deleted rows from the files of the database as well, as far as the database lets us.
+
+        Raises Unavailable where its storage fails; what was deleted is deleted all the same.
+        """
         if self._engine.dialect.name != "sqlite":
             return
         # Those who come while one waits for its turn share it.
@@ -132,11 +135,19 @@ class Store:
 
     def _truncate_log(self) -> None:
         # Outside a transaction; a busy reader only means that the next checkpoint does it.
-        raw = self._engine.raw_connection()
         try:
-            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            raw.close()
+            raw = self._engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.close()
+        except (sa.exc.SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
+            _log.error("deleted rows stay in the files for now", exception_type=type(error).__name__)
+            raise Unavailable(
+                "what was deleted is in the key store's files still; try again",
+                reason="STORAGE_FAILED",
+                retry_after_s=1.0,
+            ) from error
 
     def _write_batches(self) -> None:
         closing = False

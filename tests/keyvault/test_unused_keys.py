@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from services.common import ids
 from services.common.errors import KeyDisabled, Unavailable
@@ -17,7 +19,7 @@ from services.keyvault.kms.file import FileKms
 from services.keyvault.policy import AccountUnknown
 from services.keyvault.records import AccountKey
 from services.keyvault.transaction import Transaction
-from tests.keyvault.rig import MemoryKms, Rig
+from tests.keyvault.rig import DELETE, MemoryKms, Rig
 
 _FAILED = Unavailable("the key store failed; try again")
 
@@ -177,3 +179,35 @@ async def test_a_rotation_that_stops_half_way_leaves_no_key_of_an_account_that_i
         await rig.moves.rotate(asker)
     assert isinstance(rig.kms, FileKms)
     assert not rig.kms._keys
+
+
+async def test_a_disk_without_room_for_a_checkpoint_undoes_no_answer(
+    file_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F16: what was decided is durable before old rows leave the files, and is answered so."""
+    rig = file_rig
+    asker, resource = rig.asker(await rig.account()), ids.new_id()
+    await rig.releases.release(asker, resource, "collection")
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "_engine", _NoCheckpoints(rig.store._engine))
+        assert (await rig.moves.rotate(asker)).version == 2
+        # Whoever wants proof that a resource's keys are gone from the disk too asks again.
+        with pytest.raises(Unavailable):
+            await rig.releases.destroy(rig.asker(asker.account, method=DELETE), resource)
+    await rig.releases.destroy(rig.asker(asker.account, method=DELETE), resource)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "_engine", _NoCheckpoints(rig.store._engine))
+        await rig.vault.destroy(asker)
+
+
+class _NoCheckpoints:
+    """An engine whose transactions work, on a disk where a checkpoint does not."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def raw_connection(self) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
