@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealcomb_client import audit as client_audit
 from services.common import ids
+from services.common.context import ContextVerifier
 from services.common.errors import SealcombError
 from services.common.sealing import DataKey, Identity, open_sealed
 from services.keyvault import audit, policy, release_gate
@@ -77,6 +78,24 @@ async def _mass_decryption(trial: Trial) -> float:
                 await gate.release(asker, _RESOURCE, "collection")
                 got += 1
         return got
+
+
+async def _unasked(trial: Trial) -> float:
+    """Keys of connections that a service gets under permits for which nobody called."""
+    with _rig(trial) as rig, _off(trial, policy, "work_refusal", lambda *_arguments: None):
+        for _ in range(trial.size):
+            account = await rig.account()
+            for purpose in ("documents", "connection"):
+                await rig.releases.release(rig.asker(account, "ingest"), _RESOURCE, purpose)
+            await rig.resealing.new_data_keys(rig.asker(account, "gateway"))
+        verifier = ContextVerifier("keyvault", {"keyvault": rig.signing_key.public_key()}, rig.clock)
+        accounts, got = set(), 0
+        while handed_out := await rig.reseals.due("ingest"):
+            for due in handed_out:
+                worker = Asker("ingest", verifier.verify(due.permit))
+                got += await _got(rig, worker, purpose="connection") is not None
+                accounts.add(due.account)
+        return got if len(accounts) == trial.size else trial.size
 
 
 async def _foreign_keys(trial: Trial) -> float:
@@ -305,6 +324,7 @@ async def _reasons(trial: Trial) -> float:
 ATTACKS = [
     Attack("C4", "keys of another service's purpose, real contexts", 1000, 50, _other_services_keys),
     Attack("C4", "keys a service gets at once, rate 10/s", 1000, 100, _mass_decryption, bound=40),
+    Attack("C4", "keys of connections under permits to seal anew", 200, 10, _unasked),
     Attack("D1", "another account's keys, by id and by resource", 1000, 50, _foreign_keys),
     Attack("D2", "another account's resource, permit, state, log", 1, 1, _foreign_verbs),
     Attack("D8", "wrapped keys in each other's rows that open", 20, 6, _swapped_wrappings),
