@@ -53,7 +53,7 @@ class Leases(Protocol):
         """The epoch in which this replica holds a collection; 0 where there are none; None: it does not."""
 
     async def claim(self, account: str, collection: str) -> bool:
-        """Holds a collection from now on; whether it did not before. Raises HeldElsewhere."""
+        """Holds a collection from now on; whether it did not before the call. Raises HeldElsewhere."""
 
     async def give_up(self, collection: str, close: Callable[[], Awaitable[bool]]) -> None:
         """Closes a collection and then gives it back, unless the closing says that it is wanted again."""
@@ -166,12 +166,15 @@ class SharedLeases:
 
     async def claim(self, account: str, collection: str) -> bool:
         """See Leases. Raises Unavailable, and NotFound where there is no such collection any more."""
+        if self.epoch_of(collection) is not None:
+            return False
         where = self._where.get(collection)
         if where is not None and self._clock.monotonic_s() < where[1]:
             raise HeldElsewhere(collection, where[0])
         async with self._locked(collection):
             if self.epoch_of(collection) is not None:
-                return False
+                # Another call gained it meanwhile: what this one knows of it is from before, too.
+                return True
             own = self._id
             if self._clock.monotonic_s() >= self._believed_until_s:
                 raise LeasesLost
