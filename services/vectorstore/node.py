@@ -37,7 +37,9 @@ from services.vectorstore.writability import Writability
 
 _log = structlog.get_logger("vectorstore")
 _WORKERS = 2
-_SQL_WORKERS = 6
+# With all other threads that use the database no more than its pool has connections: who waits for one could
+# wait for longer than a lease.
+_SQL_WORKERS = 5
 _T = TypeVar("_T")
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 import pytest
+from sqlalchemy.pool import QueuePool
 
 from sealcomb.v1 import collection_service_pb2 as collections_pb
 from sealcomb.v1 import vector_service_pb2 as pb
@@ -33,6 +34,16 @@ async def test_any_replica_answers_any_call_and_one_holds(replicas: Replicas) ->
     assert [len(replica.leases.held()) for replica in (one, two, three)] == [1, 0, 0]
     # What a caller used is counted once, where the edge's call arrived.
     assert [len(replica.counted) for replica in (one, two, three)] == [1, 1, 0]
+
+
+async def test_no_thread_of_a_replica_waits_for_a_connection(replicas: Replicas) -> None:
+    """The one that renews the leases least of all: a pool that is empty would cost everything held."""
+    node = (await replicas.start()).node
+    pool = node._engine.pool
+    assert isinstance(pool, QueuePool)
+    # Beside these one commits and one renews; those that search use no database.
+    threads = sum(executor._max_workers for executor in (node.workers, node._sql, node._builders)) + 2
+    assert threads <= pool.size() + pool._max_overflow
 
 
 async def test_an_error_of_the_holder_is_the_error_of_the_call(replicas: Replicas) -> None:
