@@ -28,6 +28,8 @@ _TIMEOUT_S = 0.25
 # In so many parts, each of which lets the answer in first if it is there: while this process itself stood
 # still the store was not late.
 _LOOKS = 5
+# A connection by itself waits for longer, so that this alone says what is late.
+_CONNECTION_TIMEOUT_S = 5.0
 _CONNECTIONS_MAX = 16
 
 # Takes what is owed, if need be below nothing. Grants what was asked for at once if it is there, and more
@@ -164,6 +166,8 @@ def _options(address: Address) -> dict[str, Any]:
         "db": address.database,
         "username": address.user,
         "password": address.password,
+        "socket_timeout": _CONNECTION_TIMEOUT_S,
+        "socket_connect_timeout": _CONNECTION_TIMEOUT_S,
         "socket_keepalive": True,
         "decode_responses": True,
     }
