@@ -114,6 +114,11 @@ def test_a_backup_under_load_brings_back_every_original_and_nothing_that_was_del
 
     shutil.move(tmp_path / "data", tmp_path / "lost")
     damaged_parts_are_refused(tmp_path)
+    # Of a bucket that is still there: an original that was sealed anew since.
+    original = next((tmp_path / "backup" / "objects" / "ingest" / stays.id).rglob("*/*"))
+    kept = tmp_path / "data/ingest/objects" / original.relative_to(tmp_path / "backup/objects/ingest")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(b"under a later key")
     done = admin(tmp_path, "restore", "--json", str(tmp_path / "backup"))
     assert done.returncode == 0, done.stderr
     assert lines(done)[0]["destroyed_again"] == 1
