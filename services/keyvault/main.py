@@ -21,7 +21,7 @@ from services.common import methods
 from services.common.alarms import Alarms
 from services.common.clock import Clock, SystemClock
 from services.common.context import CallContext, ContextSigner, ContextVerifier
-from services.common.errors import FailedPrecondition, Unavailable
+from services.common.errors import FailedPrecondition, SealcombError, Unavailable
 from services.common.migration import add_migrate_option
 from services.common.ops import serving_ops
 from services.common.process import check_randomness, forbid_dumps, lock_memory, swap_is_on
@@ -262,6 +262,9 @@ def main() -> None:
         # Without the values: a setting may be a URL with a password.
         fields = ", ".join("SEALCOMB_" + str(problem["loc"][0]).upper() for problem in error.errors())
         sys.exit(f"sealcomb-keyvault: settings missing or wrong: {fields}")
+    except SealcombError as error:
+        # Such as a disk that is full, or a database that does not answer.
+        sys.exit(f"sealcomb-keyvault: {error.message}")
     except (ValueError, LedgerFailed) as error:
         sys.exit(f"sealcomb-keyvault: {error}")
 

@@ -8,11 +8,12 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -252,3 +253,20 @@ def test_a_replaced_key_may_be_kept_for_longer(install: _Install) -> None:
     install.environment["SEALCOMB_AGED_KEY_S"] = "86400"
     with install.serving() as started:
         assert started.poll() is None
+
+
+def test_a_start_on_a_full_disk_says_so(install: _Install) -> None:
+    """F16: one line, and no trace of what was on its way."""
+    with install.serving():
+        pass
+    with closing(sqlite3.connect(install.folder / "data" / "keyvault.db")) as database, database:
+        for table in ("installation", "audit_events"):
+            database.execute(
+                f"CREATE TRIGGER full_{table} BEFORE INSERT ON {table} "
+                "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+    result = install.run()
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == "sealcomb-keyvault: the storage is full; nothing was written"
