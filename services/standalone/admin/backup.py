@@ -7,10 +7,11 @@
 
 The order makes it one moment's, also while the installation works. Ingest's database first: what it does
 not know yet it does again. Then the objects, vectorstore's database, and the objects that came
-meanwhile: the database names only objects that were there before it was copied, and objects never
-change. If one of those went away before it was copied, all of this step is done again. Then the
-gateway's database, and keyvault's last, so that it has every key that the data was sealed under. The
-root key, the certificates and the ledger are never part of it (docs/backup.md).
+meanwhile: the database names only objects that were there before it was copied. If one of those went
+away before it was copied, all of this step is done again. Then the gateway's database, and keyvault's
+last, so that it has every key that the data was sealed under; an original that was sealed anew
+meanwhile, and whose key is gone from there, is copied again. The root key, the certificates and the
+ledger are never part of it (docs/backup.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from services.common.clock import Clock
 from services.common.errors import NotFound
 from services.common.methods import GATEWAY, INGEST, KEYVAULT, VECTORSTORE
 from services.common.objects import ObjectStore, open_store
+from services.common.sealing import HEADER_BYTES, OpenFailed, key_id_of
 from services.keyvault.backup import BackupRefused
 from services.keyvault.backup import back_up as back_up_keyvault
 from services.standalone.admin import store
@@ -89,6 +91,26 @@ class _Copied:
                 gone.append(key)
         return gone
 
+    def take_again(self, key: str) -> bool:
+        """Copies one once more; whether it is there and another than before."""
+        again = self.folder / (key + ".again")
+        try:
+            digest = write_private(again, self.store.stream(key))
+        except NotFound:
+            again.unlink(missing_ok=True)
+            return False
+        before, self.digests[key] = self.digests[key], digest
+        again.replace(self.folder / key)
+        return digest != before
+
+    def sealing_key(self, key: str) -> str:
+        """The data key that a copy names; empty for what is none of ours."""
+        with (self.folder / key).open("rb") as file:
+            try:
+                return key_id_of(file.read(HEADER_BYTES))
+            except OpenFailed:
+                return ""
+
 
 def back_up(managed: Managed, folder: Path, clock: Clock, say: Callable[[str], None]) -> Backup:
     """Writes a backup into a new folder. Raises BackupRefused, DatabaseAway."""
@@ -108,9 +130,10 @@ def back_up(managed: Managed, folder: Path, clock: Clock, say: Callable[[str], N
     _copy_database(managed, INGEST, databases[INGEST])
     say(f"{VECTORSTORE}: objects and database")
     _copy_data(managed, databases[VECTORSTORE], copied)
-    for service in (GATEWAY, KEYVAULT):
-        say(f"{service}: database")
-        _copy_database(managed, service, databases[service])
+    say(f"{GATEWAY}: database")
+    _copy_database(managed, GATEWAY, databases[GATEWAY])
+    say(f"{KEYVAULT}: database")
+    _copy_keys(managed, databases[KEYVAULT], copied[INGEST])
     sums = {}
     for service, one in copied.items():
         lines = (f"{digest}  {key}\n".encode("ascii") for key, digest in sorted(one.digests.items()))
@@ -223,6 +246,24 @@ def _copy_data(managed: Managed, target: Path, copied: dict[str, _Copied]) -> No
         if not gone:
             return
     raise BackupRefused("objects go away faster than they are copied; try again when less is deleted")
+
+
+def _copy_keys(managed: Managed, target: Path, originals: _Copied) -> None:
+    """Copies keyvault's database, and again what was sealed anew since it was copied."""
+    dead = set[str]()
+    for _ in range(_ATTEMPTS):
+        target.unlink(missing_ok=True)
+        _copy_database(managed, KEYVAULT, target)
+        known = store.data_keys_of(target)
+        aged = {
+            key for key in originals.digests if key not in dead and originals.sealing_key(key) not in known
+        }
+        anew = {key for key in aged if originals.take_again(key)}
+        # What is gone, or is as it was, nobody opens any more: its keys were destroyed.
+        dead |= aged - anew
+        if all(originals.sealing_key(key) in known for key in anew):
+            return
+    raise BackupRefused("originals are sealed anew faster than they are copied; try again later")
 
 
 def _digest_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from services.common.database import IDENTITY, DatabaseRefused, migrate, open_engine, readers, revisions
+from services.keyvault.schema import DATA_KEYS
 from services.keyvault.store import DatabaseUnreadable, copy_database
 
 _SQLITE = "sqlite:///"
@@ -106,6 +107,12 @@ def is_copy_of(url: str, source: Path, service: str) -> bool:
     with _reading_file(source) as connection:
         name = connection.execute(sa.select(IDENTITY.c.id)).scalar_one()
     return schema_of(url, service).id == str(name)
+
+
+def data_keys_of(copy: Path) -> set[str]:
+    """The ids of the data keys that a copy of keyvault's database has."""
+    with _reading_file(copy) as connection:
+        return set(connection.execute(sa.select(DATA_KEYS.c.id)).scalars())
 
 
 def check(path: Path, service: str) -> None:
