@@ -396,6 +396,38 @@ async def test_a_watch_that_was_lost_comes_back(service: _Service) -> None:
     assert reconnected == [KeyEvent.RECONNECTED] * 2
 
 
+@pytest.mark.parametrize("fails_at", [KeyEvent.RECONNECTED, KeyEvent.DISABLED])
+async def test_a_watch_whose_listener_fails_begins_again_with_everything_dropped(
+    service: _Service, fails_at: KeyEvent
+) -> None:
+    """D14: an error that nobody foresaw must not leave a service without word for ever."""
+    told: list[KeyEvent] = []
+    failing = [fails_at]
+
+    async def on_event(event: KeyEvent, _account: str, _resource: str) -> None:
+        if event in failing:
+            failing.clear()
+            raise RuntimeError("nobody foresaw this")
+        told.append(event)
+
+    async def until(expected: list[KeyEvent]) -> None:
+        end = asyncio.get_running_loop().time() + 30
+        while told != expected:
+            assert asyncio.get_running_loop().time() < end, told
+            await asyncio.sleep(0.01)
+
+    watch = asyncio.create_task(service.client("ingest").watch(on_event))
+    before = [KeyEvent.RECONNECTED]
+    await until(before)
+    with service.calling(_CREATE):
+        await service.public(_KEYS + "DisableKey", key_service_pb2.DisableKeyRequest())
+        after = KeyEvent.DISABLED if fails_at is KeyEvent.RECONNECTED else KeyEvent.RECONNECTED
+        await until([*before, after])
+        await service.public(_KEYS + "EnableKey", key_service_pb2.EnableKeyRequest())
+        await until([*before, after, KeyEvent.ENABLED])
+    watch.cancel()
+
+
 async def test_what_was_destroyed_meanwhile_is_told_until_it_is_removed(service: _Service) -> None:
     """F8: each service on its own, in order, and again after an error; nobody removes the future."""
     first, second = ids.new_id(), ids.new_id()

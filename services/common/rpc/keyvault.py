@@ -133,6 +133,8 @@ class KeyvaultClient:
                 await self._watch_once(on_event, removes)
             except (grpc.RpcError, TimeoutError):
                 _log.debug("key event watch lost")
+            except Exception:  # noqa: BLE001  (the outermost loop: without it nothing is ever told again)
+                _log.exception("key event watch failed")
             await asyncio.sleep(_RETRY_S)
 
     async def _watch_once(self, on_event: OnKeyEvent, removes: bool) -> None:
@@ -177,6 +179,6 @@ class KeyvaultClient:
                     removed_up_to = destroyed.place
                 if not response.destroyed:
                     return
-            except (grpc.RpcError, SealcombError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001  (the outermost loop of a worker)
                 _log.warning("what was destroyed is not removed yet", exc_info=error)
                 await asyncio.sleep(_CATCH_UP_S)
