@@ -1,7 +1,8 @@
-"""A backup of originals that are sealed anew while it is written."""
+"""A backup of originals that are sealed anew while it is written, and one that is put into a wrong place."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sqlite3
 from pathlib import Path
@@ -15,8 +16,9 @@ from services.common.database import migrate, open_engine
 from services.common.methods import SERVICES
 from services.common.objects import open_store
 from services.common.sealing import DataKey, Identity, Sealer
+from services.keyvault.backup import BackupRefused
 from services.keyvault.backup import back_up as back_up_keyvault
-from services.standalone.admin import backup
+from services.standalone.admin import backup, restore
 from services.standalone.admin.managed import Managed, of_data_folder
 from services.standalone.pki import ensure_installation
 
@@ -78,3 +80,25 @@ def test_an_original_whose_key_goes_while_the_backup_is_written_is_copied_under_
     backup.prove(backup.read_backup(made.folder))
     (digest,) = (digest for digest, _key in made.listed("ingest"))
     assert digest == backup._digest_of(made.folder / "objects" / "ingest" / name)
+
+
+class OthersBucket:
+    """A bucket that belongs to another installation."""
+
+    def claim(self, owner: str) -> None:
+        """It is not yours."""
+        assert owner
+        raise ValueError("the bucket is another database's")
+
+
+def test_a_backup_is_not_put_into_the_bucket_of_another_installation(
+    managed: Managed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but its claim is called, and no database is put back."""
+    backup.back_up(managed, tmp_path / "backup", SystemClock(), lambda _text: None)
+    (tmp_path / "data").rename(tmp_path / "lost")
+    monkeypatch.setattr("services.standalone.admin.restore.open_store", lambda _url: OthersBucket())
+    made = backup.read_backup(tmp_path / "backup")
+    with pytest.raises(BackupRefused, match="another database's"):
+        asyncio.run(restore.restore(managed, made, SystemClock(), lambda _text: None))
+    assert not list((tmp_path / "data").rglob("*.db"))

@@ -68,6 +68,11 @@ async def restore(managed: Managed, backup: Backup, clock: Clock, say: Callable[
 
 
 def _put_objects(backup: Backup, service: str, objects: ObjectStore) -> int:
+    try:
+        # As the service itself does at its start: what is another installation's is not written to.
+        objects.claim(store.id_of(backup.database(service)))
+    except ValueError as error:
+        raise BackupRefused(f"the objects of {service}: {error}") from None
     count = 0
     present = set(objects.list(""))
     for digest, key in backup.listed(service):

@@ -104,9 +104,13 @@ def copy_in(source: Path, url: str, service: str) -> None:
 
 def is_copy_of(url: str, source: Path, service: str) -> bool:
     """Whether the database is a copy of such a file, or what it was copied from."""
-    with _reading_file(source) as connection:
-        name = connection.execute(sa.select(IDENTITY.c.id)).scalar_one()
-    return schema_of(url, service).id == str(name)
+    return schema_of(url, service).id == id_of(source)
+
+
+def id_of(copy: Path) -> str:
+    """The name of the database that a file is a copy of; its objects belong to it."""
+    with _reading_file(copy) as connection:
+        return str(connection.execute(sa.select(IDENTITY.c.id)).scalar_one())
 
 
 def data_keys_of(copy: Path) -> set[str]:
