@@ -343,7 +343,8 @@ def storage_errors() -> Iterator[None]:
         yield
     except sa.exc.DBAPIError as error:
         text = str(error.orig).lower()
-        if "is full" in text or "no space" in text:
+        # A server that ended of it may have written what it was told last.
+        if not error.connection_invalidated and ("is full" in text or "no space" in text):
             raise ResourceExhausted(
                 "the storage is full; nothing was written", reason="STORAGE_FULL"
             ) from error

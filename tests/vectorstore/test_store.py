@@ -16,7 +16,7 @@ from services.common import ids
 from services.common.database import migrate, open_engine
 from services.common.errors import AlreadyExists, ResourceExhausted, Unavailable
 from services.vectorstore.schema import Append, NewCollection, SnapshotRow
-from services.vectorstore.store import Store
+from services.vectorstore.store import Store, storage_errors
 from tests.postgres import Postgres
 from tests.vectorstore.fakes import ACCOUNT, OTHER
 
@@ -215,6 +215,16 @@ def test_a_database_that_is_gone_is_unavailable_and_comes_back_by_itself(tmp_pat
         engine.dispose()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(("ended", "expected"), [(False, ResourceExhausted), (True, Unavailable)])
+def test_f16_a_full_disk_has_changed_nothing_unless_the_server_ended_of_it(
+    expected: type[Exception], *, ended: bool
+) -> None:
+    """F16: what is said to have changed nothing is not looked at again, so it must be known."""
+    full = Exception("PANIC: could not write to file pg_wal/xlogtemp: No space left on device")
+    with pytest.raises(expected), storage_errors():
+        raise sa.exc.OperationalError("COMMIT", {}, full, connection_invalidated=ended)
 
 
 def test_values_never_show_in_a_failure(store: Store) -> None:
