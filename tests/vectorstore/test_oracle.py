@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import Aborted, ResourceExhausted
-from services.vectorstore import editing, index, nearest, upkeep, writing
+from services.vectorstore import editing, index, layout, nearest, snapshot, upkeep, writing
 from services.vectorstore.documents import DocumentState
 from services.vectorstore.filters import OneOf
 from services.vectorstore.index import Metric
@@ -28,7 +29,7 @@ from services.vectorstore.node import Limits, Node
 from services.vectorstore.operations import UpdatePoints
 from services.vectorstore.points import PointState
 from services.vectorstore.searching import Mode, WantedPassages
-from tests.vectorstore.fakes import FakeKeyvault, Space, metadata_of, open_node, settle, vector_of
+from tests.vectorstore.fakes import FakeKeyvault, Space, acting, metadata_of, open_node, settle, vector_of
 
 IDS = st.sampled_from([f"p{n}" for n in range(25)])
 VECTORS = st.lists(st.integers(-5, 5).map(float), min_size=3, max_size=3).filter(any)
@@ -37,10 +38,10 @@ STEPS = st.lists(
         st.tuples(
             st.just("upsert"),
             st.dictionaries(
-                IDS, st.tuples(VECTORS, st.sampled_from(["red", "blue"])), min_size=1, max_size=12
+                IDS, st.tuples(VECTORS, st.sampled_from(["red", "blue"])), min_size=3, max_size=12
             ),
         ),
-        st.tuples(st.just("delete"), st.lists(IDS, min_size=1, max_size=6)),
+        st.tuples(st.just("delete"), st.lists(IDS, min_size=1, max_size=15)),
         st.tuples(st.just("delete colour"), st.sampled_from(["red", "blue"])),
         st.tuples(
             st.just("recolour"),
@@ -54,8 +55,10 @@ STEPS = st.lists(
         st.tuples(st.just("reopen"), st.none()),
         st.tuples(st.just("restart"), st.none()),
         st.tuples(st.just("snapshot"), st.none()),
+        st.tuples(st.just("reseal"), st.none()),
         st.tuples(st.just("query"), VECTORS),
     ),
+    min_size=6,
     max_size=30,
 )
 
@@ -169,9 +172,31 @@ async def step(node: Node, oracle: Oracle, name: str, detail: Any, restart: Any)
             collection = (await space.use()).collection
             await settle(collection)
             await collection.on_applied.__self__.snapshot()  # type: ignore[attr-defined]
+        case "reseal":
+            use = await space.use()
+            _keyvault(node).rotate(space.account, use.descriptor.id, "collection")
+            with acting(space.account):
+                assert (await node.resealer.reseal(use.descriptor)).left == 0
         case "query":
             await check(space, oracle, detail)
     return node
+
+
+def _keyvault(node: Node) -> FakeKeyvault:
+    keyvault = node.catalog._resources
+    assert isinstance(keyvault, FakeKeyvault)
+    return keyvault
+
+
+@contextmanager
+def store() -> Iterator[tuple[Path, pytest.MonkeyPatch]]:
+    """A folder for a store whose segments have a few items each."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "SEGMENT_BYTES", 200)
+        patch.setattr(layout, "_SMALL_BYTES", 60)
+        patch.setattr(snapshot, "RESEAL_SEGMENTS", 2)
+        patch.setattr(upkeep, "_COMPACT_DEAD_MIN", 2)
+        yield Path(folder), patch
 
 
 async def _recolour(space: Space, oracle: Oracle, ids: list[str], colour: str, stale: bool) -> None:
@@ -198,10 +223,9 @@ def _full(_appends: object) -> list[bool]:
 @settings(max_examples=40)
 @given(STEPS, st.sampled_from(list(Metric)))
 def test_f12_a_flat_collection_equals_the_oracle(steps: list[tuple[str, Any]], metric: Metric) -> None:
-    """F12 with the exact index, compacting every few deletions."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "_COMPACT_DEAD_MIN", 5)
-        asyncio.run(play(steps, metric, Path(folder)))
+    """F12 with the exact index, which is compacted again and again."""
+    with store() as (folder, _patch):
+        asyncio.run(play(steps, metric, folder))
 
 
 @settings(max_examples=40)
@@ -210,14 +234,14 @@ def test_f12_a_collection_with_a_graph_equals_the_oracle(
     steps: list[tuple[str, Any]], metric: Metric
 ) -> None:
     """F12 with graphs built and dropped all the time; so few points are all found by a graph."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with store() as (folder, patch):
         patch.setattr(index, "FLAT_MAX", 3)
         patch.setattr(index, "_TAIL_MIN", 2)
         # As if comparing were so dear that every filter is tried on a walk first.
         patch.setattr(nearest, "_SCANNED_A_MS", 1e-3)
         patch.setattr(nearest, "_GATHERED_A_MS", 1e-3)
         patch.setattr(upkeep, "_QUIET_S", 0.0)
-        asyncio.run(play(steps, metric, Path(folder)))
+        asyncio.run(play(steps, metric, folder))
 
 
 DOCUMENTS = st.sampled_from([f"d{n}" for n in range(8)])
@@ -229,6 +253,7 @@ DOCUMENT_STEPS = st.lists(
         st.tuples(st.just("reopen"), st.none()),
         st.tuples(st.just("snapshot"), st.none()),
     ),
+    min_size=6,
     max_size=25,
 )
 
@@ -281,6 +306,7 @@ async def play_documents(steps: list[tuple[str, Any]], folder: Path) -> None:
 @settings(max_examples=40)
 @given(DOCUMENT_STEPS)
 def test_documents_and_their_passages_equal_a_dictionary(steps: list[tuple[str, Any]]) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "_COMPACT_DEAD_MIN", 3)
-        asyncio.run(play_documents(steps, Path(folder)))
+    with store() as (folder, patch):
+        # A document takes more than a point.
+        patch.setattr(layout, "SEGMENT_BYTES", 1000)
+        asyncio.run(play_documents(steps, folder))
