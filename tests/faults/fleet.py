@@ -184,6 +184,7 @@ def _replica(
             environment[name] = ",".join(replicas)
     environment |= {
         "SEALCOMB_LISTEN": own,
+        "SEALCOMB_REPLICA_ADDRESS": own,
         "SEALCOMB_DATABASE_URL": database,
         "SEALCOMB_STOP_NOTICE_S": str(NOTICE_S),
         "SEALCOMB_LEDGER_FILE": str(made.folder / f"ledger-{number}"),
