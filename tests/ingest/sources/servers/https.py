@@ -72,6 +72,7 @@ class HttpsServer:
         self.port = 0
         self.faults: list[Reply] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[HttpsServer]:
@@ -84,10 +85,15 @@ class HttpsServer:
             for task in self._connections:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
+            # A client that never says goodbye must not leave a socket to whichever test comes next.
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._connections.add(task)
+        self._writers.add(writer)
         task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
